@@ -1,0 +1,153 @@
+"""AdaptiveCodec: compresses with a model that learns from the tokens already coded, so there are no weights to ship.
+
+`mixing.py` predicts; this file turns its predictions into range-coded streams. A stream holds one group. Its segments are
+coded in lockstep, sorted from long to short, and learn together. Decisions are coded frame by frame, in a frame factor by
+factor, in a factor level by level of the code tree, in a level segment by segment and position by position.
+
+The first decision of a stream says whether the model is used at all: tokens that it cannot predict are coded uniformly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import constriction
+import numpy as np
+
+from .errors import DamageError, InputError
+from .mixing import PROBABILITY, TreeMixer
+from .spec import TokenSpec
+
+Progress = Callable[[int], None] | None
+
+_BINARY = constriction.stream.model.Categorical(perfect=False)
+_REPORT = 16
+"""Frames between calls of progress."""
+
+
+class AdaptiveCodec:
+    """Codec (see codec.py) without weights. Tables take at most 256 MiB per factor while a group is coded."""
+
+    name = "adaptive"
+    group_size = 8
+
+    def __init__(self, spec: TokenSpec):
+        self.spec = spec
+
+    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress = None) -> list[bytes]:
+        """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes, or ids too large."""
+        return [self._encode_group(list(group), progress) for group in groups]
+
+    def decode(
+        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], progress: Progress = None
+    ) -> list[list[np.ndarray]]:
+        """Inverse of `encode`: streams, and each group's lengths T -> each group's int32 segments (T, S, F).
+
+        Raises DamageError for a stream that `encode` cannot have made. Other damage gives wrong tokens within their range.
+        """
+        return [self._decode_group(s, list(f), progress) for s, f in zip(streams, frames, strict=True)]
+
+    def _encode_group(self, segments: list[np.ndarray], progress: Progress) -> bytes:
+        for segment in segments:
+            self._check(segment)
+        lengths = [len(segment) for segment in segments]
+        encoder = constriction.stream.queue.RangeEncoder()
+        encoder.encode(np.zeros(1, np.int32), _BINARY, _decisions(np.ones(1)))
+        mixers = self._mixers(len(segments))
+        for time, members in _lockstep(lengths):
+            frame = np.stack([segments[i][time] for i in members]).astype(np.int64)  # (G, S, F)
+            for f, mixer in enumerate(mixers):
+                tokens = frame[:, :, f].reshape(-1)
+                level = np.arange(mixer.levels)[:, None]
+                node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
+                bits = (tokens >> (mixer.levels - 1 - level)) & 1
+                mixer.begin(frame[:, :, :f])
+                ones = mixer.predict(0, node)
+                encoder.encode(bits.reshape(-1).astype(np.int32), _BINARY, _decisions(ones.reshape(-1)))
+                mixer.update(bits, frame[:, :, f])
+            self._tell(progress, time, len(members), lengths)
+        words = encoder.get_compressed()
+        uniform = self._encode_uniform(segments)
+        return (words if len(words) <= len(uniform) else uniform).astype("<u4").tobytes()
+
+    def _decode_group(self, stream: bytes, lengths: list[int], progress: Progress) -> list[np.ndarray]:
+        if len(stream) % 4:
+            raise DamageError(f"expected a stream of whole 32-bit words, found {len(stream)} bytes; fetch the archive again")
+        decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
+        shape = (self.spec.positions, len(self.spec.factors))
+        segments = [np.zeros((length, *shape), np.int32) for length in lengths]
+        try:
+            if decoder.decode(_BINARY, _decisions(np.ones(1)))[0]:
+                return self._decode_uniform(decoder, segments)
+            mixers = self._mixers(len(segments))
+            for time, members in _lockstep(lengths):
+                frame = np.zeros((len(members), *shape), np.int64)  # (G, S, F)
+                for f, mixer in enumerate(mixers):
+                    mixer.begin(frame[:, :, :f])
+                    node = np.ones((1, frame[:, :, f].size), np.int64)
+                    bits = np.empty((mixer.levels, node.size), np.int64)
+                    for level in range(mixer.levels):
+                        ones = mixer.predict(level, node)
+                        bits[level] = decoder.decode(_BINARY, _decisions(ones[0]))
+                        node = node * 2 + bits[level]
+                    frame[:, :, f] = np.minimum(node - (1 << mixer.levels), mixer.size - 1).reshape(len(members), -1)
+                    mixer.update(bits, frame[:, :, f])
+                for i, tokens in zip(members, frame, strict=True):
+                    segments[i][time] = tokens
+                self._tell(progress, time, len(members), lengths)
+        except (AssertionError, ValueError) as error:  # constriction's words for an impossible stream
+            raise DamageError(f"a stream of {len(stream)} bytes cannot be decoded: {error}; fetch the archive again") from error
+        return segments
+
+    def _mixers(self, segments: int) -> list[TreeMixer]:
+        return [TreeMixer(self.spec, f, segments) for f in range(len(self.spec.factors))]
+
+    def _encode_uniform(self, segments: list[np.ndarray]) -> np.ndarray:
+        encoder = constriction.stream.queue.RangeEncoder()
+        encoder.encode(np.ones(1, np.int32), _BINARY, _decisions(np.ones(1)))
+        for f, size in enumerate(self.spec.factors):
+            for segment in segments:
+                tokens = np.ascontiguousarray(segment[:, :, f].reshape(-1), np.int32)
+                encoder.encode(tokens, constriction.stream.model.Uniform(size))
+        return encoder.get_compressed()
+
+    def _decode_uniform(self, decoder, segments: list[np.ndarray]) -> list[np.ndarray]:
+        for f, size in enumerate(self.spec.factors):
+            for segment in segments:
+                count = segment[:, :, f].size
+                segment[:, :, f] = decoder.decode(constriction.stream.model.Uniform(size), count).reshape(len(segment), -1)
+        return segments
+
+    def _check(self, segment: np.ndarray) -> None:
+        shape = (self.spec.positions, len(self.spec.factors))
+        if segment.ndim != 3 or segment.shape[1:] != shape or len(segment) == 0:
+            raise InputError(f"expected segments of shape (T >= 1, {shape[0]}, {shape[1]}), found {segment.shape}")
+        if (segment < 0).any() or (segment >= np.array(self.spec.factors)).any():
+            raise InputError(f"expected ids below the factors {self.spec.factors}, found a negative or a larger one")
+
+    def _tell(self, progress: Progress, time: int, members: int, lengths: list[int]) -> None:
+        """Report the tokens of the frames since the last report."""
+        if progress is None:
+            return
+        if (time + 1) % _REPORT == 0 or time + 1 == max(lengths):
+            first = time - time % _REPORT
+            frames = sum(max(0, min(time + 1, length) - first) for length in lengths)
+            progress(frames * self.spec.positions)
+
+
+def _lockstep(lengths: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """Each time with the segments that are still running, long ones first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for time in range(max(lengths, default=0)):
+        while lengths[order[-1]] <= time:
+            order.pop()
+        yield time, order
+
+
+def _decisions(ones: np.ndarray) -> np.ndarray:
+    """Probabilities of a 1 (R,) in 1..65535 -> constriction's tables (R, 2).
+
+    Weights that are frequencies less one, and sum to 2^24 - 2, are taken as they are (Categorical with perfect=False).
+    """
+    high = ones * ((1 << 24) // PROBABILITY)
+    return np.stack([((1 << 24) - 1) - high, high - 1], axis=1)
