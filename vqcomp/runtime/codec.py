@@ -1,0 +1,59 @@
+"""What turns segments into streams and back: by a network, or by a model that learns as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from .spec import TokenSpec
+
+
+class Codec(Protocol):
+    """Groups of segments <-> streams, without loss, the same bytes on every machine and in every batch.
+
+    A segment is an int32 array (T, S, F): T >= 1 frames of S positions, row-major, of F factors. A group is what shares
+    one stream; a call computes its groups as a batch. `progress` is told how many tokens (times factors) are done.
+    """
+
+    name: str
+    group_size: int
+    """Segments in a group."""
+
+    def encode(
+        self, groups: Sequence[Sequence[np.ndarray]], progress: Callable[[int], None] | None = None
+    ) -> list[bytes]:
+        """One stream for each group: little-endian 32-bit words."""
+        ...
+
+    def decode(
+        self,
+        streams: Sequence[bytes],
+        frames: Sequence[Sequence[int]],
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[np.ndarray]]:
+        """Inverse of `encode`; frames holds the lengths T of each group's segments.
+
+        Damaged streams raise DamageError or give arrays with ids in range that differ: callers compare checksums.
+        """
+        ...
+
+
+def make_codec(
+    spec: TokenSpec, model: bytes | None, *, device: str = "auto", threads: int | None = None, gemm: str = "float32"
+) -> Codec:
+    """The codec for tokens of `spec`: by the network in `model` (the bytes of a .vqm), or the adaptive one for None.
+
+    device and threads: see `exact.make_ops`. Raises ModelError, DamageError, PlatformError, InputError.
+    """
+    if model is None:
+        from .adapt import AdaptiveCodec
+
+        return AdaptiveCodec(spec)
+    from .exact import make_ops
+    from .gpt import GPTCodec
+    from .weights import read_model
+
+    config, tensors, check = read_model(model)
+    return GPTCodec(spec, config, tensors, make_ops(device, threads, gemm), check)

@@ -1,0 +1,281 @@
+"""Integer inference of a FrameGPT: the past frames in, integer logits of the next frame out.
+
+`Engine.forward` takes C consecutive steps of B segments at once and keeps what later steps need in a `State`. Encoding
+calls it with many steps (prefill), decoding with one (step); the arithmetic is exact, so both give the same bits.
+
+Letters in shapes: B segments, C steps, S positions, D width, A width of all heads, N window, V vocabulary, R rank;
+rows are (b, c, s) flattened, B * C * S of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .exact import Array, NumpyOps, TorchOps
+from .spec import ACTIVATION_MAX, ModelConfig, Offset
+
+Tensors = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""name -> (codes int8 (rows, columns), scale codes int8 (rows,) or (1,)); see `ModelConfig.tensor_shapes`."""
+
+# 2^0, 2^(1/4), 2^(1/2), 2^(3/4) and the square root of 127, each the nearest float32, as bit patterns.
+QUARTERS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], np.uint32).view(np.float32)
+HIDDEN_MAX = float(np.array([0x41344F93], np.uint32).view(np.float32)[0])
+
+NORM_TARGET = 25
+"""Mean absolute value of a normalised row: 127 is then about four standard deviations."""
+LOGIT_UNIT = 64
+"""Logits and gates are in 1/64 bit."""
+GATE_MAX = 1 << 11
+OUTPUT_BIAS_MAX = 1 << 14
+SCORE_BIAS_MAX = 1 << 20
+MASKED = -(1 << 22)
+SCORE_RANGE = 1 << 15
+"""Keys whose score is this far below the best get no weight; an eighth of it is about one nat."""
+
+
+def multipliers(scales: np.ndarray) -> np.ndarray:
+    """Scale codes -> float32 2^(code / 4)."""
+    codes = scales.astype(np.int32)
+    return np.ldexp(QUARTERS[codes & 3], codes >> 2).astype(np.float32)
+
+
+def scaled(codes: np.ndarray, scales: np.ndarray, bound: float) -> np.ndarray:
+    """Codes (rows, columns) times their row's multiplier, rounded and clipped: integers in float32."""
+    return np.clip(np.rint(codes.astype(np.float32) * multipliers(scales)[:, None]), -bound, bound)
+
+
+@dataclass
+class State:
+    """What the next step needs of the past."""
+
+    frames: Array
+    """(B, history - 1, padded grid) ids of the latest frames, -1 outside the grid and before the first frame."""
+    keys: list[Array]
+    """Per block (B, S, temporal heads, steps kept, head_dim); at most N - 1 steps are kept."""
+    values: list[Array]
+
+    def keep(self, segments: int) -> None:
+        """Go on with the first `segments` only."""
+        self.frames = self.frames[:segments]
+        self.keys = [k[:segments] for k in self.keys]
+        self.values = [v[:segments] for v in self.values]
+
+
+class Engine:
+    """The weights of a FrameGPT, ready to predict over one backend."""
+
+    def __init__(self, config: ModelConfig, tensors: Tensors, ops: NumpyOps | TorchOps) -> None:
+        self.config, self.ops = config, ops
+        c, factors = config, range(len(config.factors))
+
+        def matrix(name: str) -> tuple[Array, Array]:
+            codes, scales = tensors[name]
+            return ops.weight(codes), ops.load(multipliers(scales))
+
+        self.position = ops.load(scaled(*tensors["position"], c.residual_max).T)  # (S, D)
+        # A token's whole way into the residual stream is one row of a table: (V + 1, D), the last row for "no frame".
+        self.tables = [[ops.load(_table(tensors, i, f)) for f in factors] for i in range(c.stack)]
+        self.flags = matrix("flags") if c.flags else None
+        self.blocks = [
+            {name: matrix(f"blocks.{i}.{name}") for name in ("qkv", "proj", "up", "down")} for i in range(c.blocks)
+        ]
+        self.space, self.time = [], []
+        for i in range(c.blocks):
+            if c.spatial_heads:
+                self.space.append(ops.load(_spatial_bias(c, *tensors[f"blocks.{i}.bias_s"])))
+            if c.temporal_heads:
+                table = scaled(*tensors[f"blocks.{i}.bias_t"], SCORE_BIAS_MAX)
+                self.time.append(np.concatenate([table, np.full_like(table[:, :1], MASKED)], 1))  # (heads, N + 1)
+        self.head = [matrix(f"head.{f}") for f in factors]
+        self.output = [(ops.weight(tensors[f"embed.{f}"][0][:-1]), matrix(f"embed.{f}")[1]) for f in factors]
+        self.bias = [ops.load(scaled(*tensors[f"bias.{f}"], OUTPUT_BIAS_MAX)[0]) for f in factors]
+
+        wanted = {(i + 1, 0, 0) for i in range(c.stack)} | set(c.copies) | {o for pair in c.flags for o in pair}
+        self.offsets: list[Offset] = sorted(wanted)
+        self.margin = max(abs(dy) for _, dy, _ in wanted), max(abs(dx) for _, _, dx in wanted)
+        at = self.offsets.index
+        self.copies = ops.load(np.array([at(o) for o in c.copies], np.int64))
+        self.pairs = [ops.load(np.array([at(pair[side]) for pair in c.flags], np.int64)) for side in (0, 1)]
+        self.cached: dict[Any, Array] = {}
+
+    def start(self, batch: int) -> State:
+        """The state before the first frame of `batch` segments."""
+        c, ops = self.config, self.ops
+        shape = (batch, c.history - 1, c.height + 2 * self.margin[0], c.width + 2 * self.margin[1])
+        none = ops.load(np.zeros((batch, c.positions, c.temporal_heads, 0, c.head_dim), np.float32))
+        return State(ops.load(np.full(shape, -1, np.int64)), [none] * c.blocks, [none] * c.blocks)
+
+    def forward(self, state: State, previous: np.ndarray) -> list[Array]:
+        """Predict C frames of each of B segments, and move `state` C steps on.
+
+        previous: (B, C, S, F) integers, the frame before each predicted one; -1 everywhere where there is none.
+        Returns for each factor the logits in 1/64 bit: integers in float32, (B * C * S, V).
+        """
+        batch, steps = previous.shape[:2]
+        past = self._past(state, previous)  # (rows, offsets)
+        h = self._embed(past)  # (rows, D)
+        for i, block in enumerate(self.blocks):
+            self._attend(h, block, i, state, batch, steps)
+            self._mlp(h, block)
+        return self._logits(h, past)
+
+    def _past(self, state: State, previous: np.ndarray) -> Array:
+        """The ids at all offsets of all rows, (rows, offsets); -1 where there is no such token."""
+        c, ops, (my, mx) = self.config, self.ops, self.margin
+        batch, steps = previous.shape[:2]
+        ids = np.zeros(previous.shape[:3], np.int64)
+        for f in reversed(range(len(c.factors))):
+            ids = ids * c.factors[f] + previous[..., f]
+        ids[previous[..., 0] < 0] = -1
+        grid = ids.reshape(batch, steps, c.height, c.width)
+        grid = np.pad(grid, ((0, 0), (0, 0), (my, my), (mx, mx)), constant_values=-1)
+        frames = ops.concat([state.frames, ops.load(grid)], 1)  # (B, history - 1 + C, padded grid)
+        state.frames = frames[:, steps:]
+        if ("past", steps) not in self.cached:
+            self.cached["past", steps] = ops.load(self._past_index(steps))
+        flat = frames.reshape(batch, -1)
+        return ops.take(flat, self.cached["past", steps], 1).reshape(-1, len(self.offsets))
+
+    def _past_index(self, steps: int) -> np.ndarray:
+        """Where in a segment's padded frames each (step, position, offset) lies, flattened."""
+        c, (my, mx) = self.config, self.margin
+        dt, dy, dx = np.array(self.offsets).T
+        t, y, x = (a[..., None] for a in np.mgrid[:steps, : c.height, : c.width])
+        frame, row, column = c.history - dt + t, y + my + dy, x + mx + dx
+        return ((frame * (c.height + 2 * my) + row) * (c.width + 2 * mx) + column).reshape(-1)
+
+    def _factor(self, ids: Array, f: int) -> Array:
+        """Factor f of ids; negative ids stay negative."""
+        stride = 1
+        for size in self.config.factors[:f]:
+            stride *= size
+        return ids if len(self.config.factors) == 1 else ids // stride % self.config.factors[f] - (ids < 0) * (1 << 20)
+
+    def _embed(self, past: Array) -> Array:
+        c, ops = self.config, self.ops
+        h = None
+        for i, tables in enumerate(self.tables):
+            ids = past[:, self.offsets.index((i + 1, 0, 0))]
+            for f, table in enumerate(tables):
+                rows = self._factor(ids, f)
+                rows = ops.where(rows < 0, c.factors[f], rows)
+                part = ops.take(table, rows)
+                h = part if h is None else h.__iadd__(part)
+        if self.flags is not None:
+            a, b = (ops.take(past, side, 1) for side in self.pairs)  # (rows, flags)
+            h += self._scaled_linear(ops.as_float((a == b) & (a >= 0)), self.flags)
+        h = h.reshape(-1, c.positions, c.dim)
+        h += self.position
+        return ops.clip_(h, -c.residual_max, c.residual_max).reshape(-1, c.dim)
+
+    def _scaled_linear(self, x: Array, matrix: tuple[Array, Array]) -> Array:
+        """Linear, times the row multipliers, rounded."""
+        weight, scale = matrix
+        y = self.ops.linear(x, weight)
+        y *= scale
+        return self.ops.round_(y)
+
+    def _codes(self, x: Array, matrix: tuple[Array, Array]) -> Array:
+        return self.ops.clip_(self._scaled_linear(x, matrix), -ACTIVATION_MAX, ACTIVATION_MAX)
+
+    def _add(self, h: Array, x: Array, matrix: tuple[Array, Array]) -> None:
+        h += self._scaled_linear(x, matrix)
+        self.ops.clip_(h, -self.config.residual_max, self.config.residual_max)
+
+    def _norm(self, h: Array) -> Array:
+        """Rows scaled to a mean absolute value of NORM_TARGET, as int8-range codes."""
+        ops = self.ops
+        total = ops.at_least_(ops.row_sum(ops.abs(h)), 1)
+        a = h * ops.quotient(NORM_TARGET * self.config.dim, total)
+        return ops.clip_(ops.round_(a), -ACTIVATION_MAX, ACTIVATION_MAX)
+
+    def _attend(self, h: Array, block: dict[str, tuple[Array, Array]], i: int, state: State, b: int, c: int) -> None:
+        """Spatial heads look at the positions of their own step, temporal heads at the window of their position."""
+        cfg, ops = self.config, self.ops
+        s, hs, ht, e = cfg.positions, cfg.spatial_heads, cfg.temporal_heads, cfg.head_dim
+        qkv = self._codes(self._norm(h), block["qkv"]).reshape(b * c, s, 3, hs + ht, e)
+        out = []
+        if hs:
+            q, k, v = (ops.permute(qkv[:, :, j, :hs], 0, 2, 1, 3) for j in range(3))  # (B C, heads, S, e)
+            o = self._mix(q, k, v, self.space[i])
+            out.append(ops.permute(o, 0, 2, 1, 3).reshape(b * c * s, hs * e))
+        if ht:
+            x = qkv.reshape(b, c, s, 3, hs + ht, e)
+            q, k, v = (ops.permute(x[:, :, :, j, hs:], 0, 2, 3, 1, 4) for j in range(3))  # (B, S, heads, C, e)
+            k, v = ops.concat([state.keys[i], k], 3), ops.concat([state.values[i], v], 3)  # (B, S, heads, kept + C, e)
+            drop = max(0, k.shape[3] - (cfg.window - 1))
+            state.keys[i], state.values[i] = k[:, :, :, drop:], v[:, :, :, drop:]
+            o = self._mix(q, k, v, self._temporal_bias(i, c, k.shape[3]))
+            out.append(ops.permute(o, 0, 3, 1, 2, 4).reshape(b * c * s, ht * e))
+        self._add(h, ops.concat(out, 1) if len(out) > 1 else out[0], block["proj"])
+
+    def _temporal_bias(self, i: int, steps: int, keys: int) -> Array:
+        """(heads, C queries, keys), for queries that are the last `steps` of `keys` consecutive steps."""
+        if ("time", i, steps, keys) not in self.cached:
+            age = np.arange(keys - steps, keys)[:, None] - np.arange(keys)[None]
+            age = np.where((age >= 0) & (age < self.config.window), age, self.config.window)
+            self.cached["time", i, steps, keys] = self.ops.load(self.time[i][:, age])
+        return self.cached["time", i, steps, keys]
+
+    def _mix(self, q: Array, k: Array, v: Array, bias: Array) -> Array:
+        """Attention: (..., Q, e), (..., K, e), (..., K, e), bias (heads, Q, K) -> (..., Q, e).
+
+        The weight of a key is (1 + x / 2^15)^8 for x = score - best score > -2^15, else 0, in 1/127; near exp(x / 2^12).
+        """
+        ops = self.ops
+        p = ops.bmm(q, ops.transpose(k))
+        p += bias
+        p -= ops.row_max(p) - SCORE_RANGE
+        ops.at_least_(p, 0)
+        for _ in range(3):
+            p *= p
+        p *= ACTIVATION_MAX * 2.0**-120  # 127 / SCORE_RANGE^8
+        ops.round_(p)
+        o = ops.bmm(p, v)
+        o *= ops.quotient(1, ops.row_sum(p))
+        return ops.round_(o)
+
+    def _mlp(self, h: Array, block: dict[str, tuple[Array, Array]]) -> None:
+        """Squared ReLU."""
+        weight, scale = block["up"]
+        u = self.ops.linear(self._norm(h), weight)
+        u *= scale
+        self.ops.clip_(u, 0, HIDDEN_MAX)
+        u *= u
+        self._add(h, self.ops.round_(u), block["down"])
+
+    def _logits(self, h: Array, past: Array) -> list[Array]:
+        c, ops = self.config, self.ops
+        a = self._norm(h)
+        candidates = ops.take(past, self.copies, 1)  # (rows, copies)
+        logits = []
+        for f in range(len(c.factors)):
+            y = self._scaled_linear(a, self.head[f])  # (rows, R + copies)
+            z = ops.clip_(y[:, : c.rank], -ACTIVATION_MAX, ACTIVATION_MAX)
+            x = self._scaled_linear(z, self.output[f])  # (rows, V)
+            x += self.bias[f]
+            if c.copies:
+                ids = self._factor(candidates, f)
+                known = ids >= 0
+                gates = ops.clip_(y[:, c.rank :], -GATE_MAX, GATE_MAX) * known
+                ops.add_at_(x, ids * known, gates)
+            logits.append(x)
+        return logits
+
+
+def _table(tensors: Tensors, stack: int, factor: int) -> np.ndarray:
+    embed, (up, scales) = tensors[f"embed.{factor}"][0], tensors[f"stack.{stack}.{factor}"]
+    exact = embed.astype(np.int64) @ up.T.astype(np.int64)  # (V + 1, D)
+    return np.rint(exact.astype(np.float32) * multipliers(scales))
+
+
+def _spatial_bias(config: ModelConfig, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Relative position bias -> (heads, S queries, S keys)."""
+    h, w = config.height, config.width
+    y, x = (a.reshape(-1) for a in np.mgrid[:h, :w])
+    index = (y[None] - y[:, None] + h - 1) * (2 * w - 1) + x[None] - x[:, None] + w - 1
+    return scaled(codes, scales, SCORE_BIAS_MAX)[:, index]

@@ -1,0 +1,229 @@
+"""The operations that prediction is made of, over NumPy or torch, with the same bits from both.
+
+Every array holds integers below 2^24 in float32, or quotients and products of such that are rounded before they are
+added to anything. IEEE 754 fixes the result of a single `+ - * /` and of a rounding; sums and matrix products of
+integers below 2^24 are exact in any order. So no thread count, batch, BLAS, instruction set or fused multiply-add can
+change a bit. FORMAT.md derives the bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import DependencyError, InputError
+
+Array = Any
+"""A NumPy array or a torch tensor; float32 unless said otherwise."""
+
+GEMMS = ("float32", "float64", "int8")
+
+
+class NumpyOps:
+    """The operations over NumPy. Names that end in `_` work in place and return their first argument."""
+
+    name = "numpy"
+    on_host = True
+
+    def __init__(self, gemm: str = "float32") -> None:
+        if gemm not in ("float32", "float64"):
+            raise InputError(f"gemm over NumPy: expected float32 or float64, found {gemm!r}")
+        self.gemm = np.dtype(gemm)
+
+    def load(self, array: np.ndarray) -> Array:
+        """Host array -> array of this backend, dtype kept."""
+        return np.ascontiguousarray(array)
+
+    def host(self, x: Array) -> np.ndarray:
+        """Array of this backend -> host array."""
+        return np.ascontiguousarray(x)
+
+    def weight(self, codes: np.ndarray) -> Array:
+        """(N, K) integer codes -> what `linear` wants."""
+        return np.ascontiguousarray(codes.T, self.gemm)
+
+    def linear(self, x: Array, weight: Array) -> Array:
+        """(M, K) times a `weight` of (N, K) -> (M, N), exact while K * max|x| * max|w| < 2^24."""
+        return np.matmul(x.astype(self.gemm, copy=False), weight).astype(np.float32, copy=False)
+
+    def bmm(self, a: Array, b: Array) -> Array:
+        """(..., M, K) @ (..., K, N), exact under the same condition."""
+        return np.matmul(a, b)
+
+    def take(self, table: Array, index: Array, axis: int = 0) -> Array:
+        """The slices of `table` that the integers (n,) name."""
+        return np.take(table, index, axis)
+
+    def round_(self, x: Array) -> Array:
+        """To the nearest integer, halves to even."""
+        return np.rint(x, out=x)
+
+    def clip_(self, x: Array, low: float, high: float) -> Array:
+        return np.clip(x, low, high, out=x)
+
+    def floor_(self, x: Array) -> Array:
+        return np.floor(x, out=x)
+
+    def at_least_(self, x: Array, low: float) -> Array:
+        return np.maximum(x, low, out=x)
+
+    def row_max(self, x: Array) -> Array:
+        return x.max(axis=-1, keepdims=True)
+
+    def row_sum(self, x: Array) -> Array:
+        return x.sum(axis=-1, keepdims=True)
+
+    def abs(self, x: Array) -> Array:
+        return np.abs(x)
+
+    def quotient(self, numerator: float, x: Array) -> Array:
+        """numerator / x, one correctly rounded division."""
+        return np.divide(np.float32(numerator), x)
+
+    def permute(self, x: Array, *axes: int) -> Array:
+        return x.transpose(axes)
+
+    def transpose(self, x: Array) -> Array:
+        """Swap the last two axes."""
+        return x.swapaxes(-1, -2)
+
+    def concat(self, parts: list[Array], axis: int) -> Array:
+        return np.concatenate(parts, axis)
+
+    def where(self, condition: Array, x: Array, y: Array) -> Array:
+        return np.where(condition, x, y)
+
+    def as_float(self, x: Array) -> Array:
+        """Integers or booleans -> float32."""
+        return x.astype(np.float32)
+
+    def bits_to_float(self, x: Array) -> Array:
+        """float32 holding integers below 2^31 -> the float32 that has this integer as its bit pattern."""
+        return x.astype(np.int32).view(np.float32)
+
+    def add_at_(self, x: Array, columns: Array, values: Array) -> Array:
+        """x[i, columns[i, j]] += values[i, j] for all i, j; x (n, V), columns and values (n, G). Integers only."""
+        np.add.at(x, (np.arange(len(x))[:, None], columns), values)
+        return x
+
+
+class TorchOps:
+    """The same operations over torch, on the CPU or a GPU."""
+
+    def __init__(self, device: str = "cpu", gemm: str = "float32") -> None:
+        import torch
+
+        if gemm not in GEMMS:
+            raise InputError(f"gemm: expected one of {GEMMS}, found {gemm!r}")
+        self.torch = torch
+        self.device = torch.device(device)
+        self.name = f"torch:{self.device}"
+        self.on_host = self.device.type == "cpu"
+        self.gemm = gemm
+        # A product of integers within 8 bits is exact in TF32 as well, but the attention weights are sums of products.
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    def load(self, array: np.ndarray) -> Array:
+        return self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def host(self, x: Array) -> np.ndarray:
+        return x.contiguous().cpu().numpy()
+
+    def weight(self, codes: np.ndarray) -> Array:
+        dtype = {"float32": np.float32, "float64": np.float64, "int8": np.int8}[self.gemm]
+        return self.load(codes.T.astype(dtype))
+
+    def linear(self, x: Array, weight: Array) -> Array:
+        if self.gemm == "float32":
+            return self.torch.mm(x, weight)
+        return self.torch.mm(x.double(), weight).float() if self.gemm == "float64" else self._int8(x, weight)
+
+    def _int8(self, x: Array, weight: Array) -> Array:
+        # torch._int_mm on CUDA wants more than 16 rows, and columns in multiples of 8.
+        pad = self.torch.nn.functional.pad
+        rows, (depth, columns) = len(x), weight.shape
+        x = pad(x.to(self.torch.int8), (0, -depth % 8, 0, max(0, 17 - rows)))
+        weight = pad(weight, (0, -columns % 8, 0, -depth % 8))
+        return self.torch._int_mm(x, weight)[:rows, :columns].float()
+
+    def bmm(self, a: Array, b: Array) -> Array:
+        return self.torch.matmul(a, b)
+
+    def take(self, table: Array, index: Array, axis: int = 0) -> Array:
+        return table.index_select(axis, index)
+
+    def round_(self, x: Array) -> Array:
+        return x.round_()
+
+    def clip_(self, x: Array, low: float, high: float) -> Array:
+        return x.clamp_(low, high)
+
+    def floor_(self, x: Array) -> Array:
+        return x.floor_()
+
+    def at_least_(self, x: Array, low: float) -> Array:
+        return x.clamp_(min=low)
+
+    def row_max(self, x: Array) -> Array:
+        return x.amax(-1, keepdim=True)
+
+    def row_sum(self, x: Array) -> Array:
+        return x.sum(-1, keepdim=True)
+
+    def abs(self, x: Array) -> Array:
+        return x.abs()
+
+    def quotient(self, numerator: float, x: Array) -> Array:
+        # `number / tensor` is a reciprocal and a product in torch: two roundings. Two tensors are divided properly.
+        return self.torch.div(self.torch.full_like(x, numerator), x)
+
+    def permute(self, x: Array, *axes: int) -> Array:
+        return x.permute(*axes)
+
+    def transpose(self, x: Array) -> Array:
+        return x.mT
+
+    def concat(self, parts: list[Array], axis: int) -> Array:
+        return self.torch.cat(parts, axis)
+
+    def where(self, condition: Array, x: Array, y: Array) -> Array:
+        return self.torch.where(condition, x, y)
+
+    def as_float(self, x: Array) -> Array:
+        return x.float()
+
+    def bits_to_float(self, x: Array) -> Array:
+        return x.to(self.torch.int32).view(self.torch.float32)
+
+    def add_at_(self, x: Array, columns: Array, values: Array) -> Array:
+        return x.scatter_add_(1, columns, values)
+
+
+def make_ops(device: str = "auto", threads: int | None = None, gemm: str = "float32") -> NumpyOps | TorchOps:
+    """The best backend that `device` allows.
+
+    device: "auto" (CUDA if there is one, else torch on the CPU, else NumPy), "numpy", "cpu", "cuda" or "cuda:n".
+    threads: for torch on the CPU; None leaves torch's own choice.
+    Raises InputError for a device that is not here, DependencyError where it needs torch and there is none.
+    """
+    if device == "numpy":
+        return NumpyOps(gemm)
+    try:
+        import torch
+    except ImportError as error:
+        if device.startswith("cuda") or gemm == "int8":
+            raise DependencyError(
+                f"device {device!r} needs torch, which is not installed: pip install torch"
+            ) from error
+        return NumpyOps(gemm)
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: torch finds no CUDA GPU here; use --device cpu")
+    try:
+        return TorchOps(device, gemm)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r}: expected auto, numpy, cpu or cuda[:n] ({error})") from error
