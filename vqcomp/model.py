@@ -111,23 +111,25 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, codes, m, unit, bound, rounded):
-        y = x @ codes.t()
-        y.mul_(m)
+        flat = x.flatten(0, -2)
+        y = torch.mm(flat, codes.t()).mul_(m)
         if rounded:
             y.round_()
         if bound is not None:
             y.clamp_(-bound, bound)
         ctx.unit, ctx.bound = unit, bound
-        ctx.save_for_backward(x, codes, m, y if bound is not None else None)
-        return y
+        ctx.shape = x.shape
+        ctx.save_for_backward(flat, codes, m, y if bound is not None else None)
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):
         x, codes, m, y = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
         if y is not None:
             grad = grad * (y.abs() < ctx.bound)
-        grad_weight = (grad.flatten(0, -2).t() @ x.flatten(0, -2)) * ctx.unit
-        grad_x = (grad * m) @ codes if ctx.needs_input_grad[0] else None
+        grad_weight = torch.mm(grad.t(), x).mul_(ctx.unit)
+        grad_x = torch.mm(grad * m, codes).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return grad_x, grad_weight, None, None, None, None, None
 
 
@@ -155,7 +157,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, rounded):
         total = h.abs().sum(-1, keepdim=True).clamp_min_(1.0)
-        ratio = (NORM_MEAN * h.shape[-1]) / total
+        ratio = torch.full_like(total, NORM_MEAN * h.shape[-1]).div_(total)  # number / tensor would round twice
         y = h * ratio
         if rounded:
             y.round_()
