@@ -1,0 +1,73 @@
+"""Pinned bytes of a tiny model and tiny tokens. After a wanted change of arithmetic or format, write them anew:
+
+python tests/golden.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from networks import random_segment, random_tensors, tiny_config
+
+import vqcomp
+from vqcomp.runtime.coder import Encoder, partition
+from vqcomp.runtime.codec import make_codec
+from vqcomp.runtime.engine import Engine
+from vqcomp.runtime.exact import NumpyOps
+from vqcomp.runtime.gpt import self_test
+from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.weights import write_model
+
+FILE = Path(__file__).with_name("golden.json")
+CONFIG = tiny_config()
+
+
+def model() -> bytes:
+    tensors = random_tensors(CONFIG)
+    return write_model(CONFIG, tensors, self_test(Engine(CONFIG, tensors, NumpyOps())))
+
+
+def logits() -> np.ndarray:
+    """Of the last of three frames, (S, V)."""
+    engine = Engine(CONFIG, random_tensors(CONFIG), NumpyOps())
+    tokens = random_segment(CONFIG.spec, 3)[None]
+    previous = np.concatenate([np.full_like(tokens[:, :1], -1), tokens[:, :2]], 1)
+    return engine.forward(engine.start(1), previous)[0].reshape(3, CONFIG.positions, -1)[2]
+
+
+def words() -> list[int]:
+    encoder = Encoder()
+    encoder.put_symbols(np.arange(8), partition(np.add.outer(np.arange(8), np.arange(8)) ** 3))
+    return np.frombuffer(encoder.finish(), "<u4").tolist()
+
+
+def compute() -> dict[str, Any]:
+    """Everything that is pinned, as JSON would hold it."""
+    segment = random_segment(CONFIG.spec, 5)
+    small = TokenSpec(2, 3, (20,))
+    adaptive = make_codec(small, None).encode([[random_segment(small, 6, n) for n in range(2)]])[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.vqm"
+        path.write_bytes(model())
+        data = {"a.npy": segment.reshape(5, CONFIG.height, CONFIG.width).astype(np.int16)}
+        vqcomp.compress(data, Path(folder) / "out.zip", model=str(path), device="numpy")
+        with vqcomp.open(Path(folder) / "out.zip") as archive:
+            streams = archive.read_streams() if hasattr(archive, "read_streams") else b""
+    return {
+        "range coder words": words(),
+        "logits of the last frame, first position": logits()[0].astype(int).tolist(),
+        "model sha256": hashlib.sha256(model()).hexdigest(),
+        "self-test": self_test(Engine(CONFIG, random_tensors(CONFIG), NumpyOps())),
+        "gpt stream": make_codec(CONFIG.spec, model(), device="numpy").encode([[segment]])[0].hex(),
+        "adaptive stream": adaptive.hex(),
+        "streams in the archive": streams.hex(),
+    }
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(compute(), indent=1) + "\n")

@@ -1,0 +1,48 @@
+"""Run by test_exactness.py in many environments: writes an archive, reads that of the first run, prints hashes.
+
+    python tests/probe.py FOLDER
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from networks import random_segment, random_tensors, tiny_config
+
+import vqcomp
+from vqcomp.runtime.engine import Engine
+from vqcomp.runtime.exact import NumpyOps
+from vqcomp.runtime.gpt import self_test
+from vqcomp.runtime.weights import write_model
+
+
+def main(folder: Path) -> None:
+    device = os.environ.get("VQCOMP_PROBE_DEVICE", "cpu")
+    # Wide enough that BLAS libraries choose their blocked and vectorised kernels.
+    config = tiny_config(height=4, width=8, factors=(300,), dim=128, head_dim=32, hidden=256, rank=32, window=4)
+    tensors = random_tensors(config)
+    model = folder / "model.vqm"
+    if not model.exists():
+        model.write_bytes(write_model(config, tensors, self_test(Engine(config, tensors, NumpyOps()))))
+    segments = {}
+    for i, frames in enumerate((12, 7, 20)):
+        segments[f"segment-{i}.npy"] = random_segment(config.spec, frames, i).reshape(frames, 4, 8).astype(np.int16)
+    archive = folder / f"{os.getpid()}.zip"
+    vqcomp.compress(segments, archive, model=str(model), device=device, verify=False)
+    first = folder / "first.zip"
+    if not first.exists():
+        first.write_bytes(archive.read_bytes())
+    with vqcomp.open(first, device=device) as reader:
+        found = {name: reader[name] for name in segments}
+    for name, tokens in segments.items():
+        np.testing.assert_array_equal(found[name], tokens)
+    print(json.dumps({"archive": hashlib.sha256(archive.read_bytes()).hexdigest()}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

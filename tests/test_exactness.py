@@ -1,0 +1,201 @@
+"""The same bits from every backend, GEMM, batch, chunk, thread count and instruction set."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import random_segment, random_tensors, tiny_config
+
+from vqcomp.runtime.coder import Tables
+from vqcomp.runtime.engine import Engine
+from vqcomp.runtime.errors import ModelError, PlatformError
+from vqcomp.runtime.exact import NumpyOps, TorchOps
+from vqcomp.runtime.gpt import GPTCodec, self_test
+from vqcomp.runtime.spec import WEIGHT_MAX, TokenSpec
+
+CONFIGS = {
+    "tiny": tiny_config(),
+    "factored": tiny_config(factors=(40, 33), stack=1),
+    "spatial only": tiny_config(temporal_heads=0, flags=()),
+    "temporal only": tiny_config(spatial_heads=0, copies=(), window=1),
+    "small vocabulary": tiny_config(factors=(5,)),
+}
+BACKENDS = {
+    "numpy float32": lambda: NumpyOps("float32"),
+    "numpy float64": lambda: NumpyOps("float64"),
+    "torch float32": lambda: TorchOps("cpu", "float32"),
+    "torch float64": lambda: TorchOps("cpu", "float64"),
+    "torch int8": lambda: TorchOps("cpu", "int8"),
+}
+
+
+def codec(config, backend="torch float32", seed=0, spread=24):
+    return GPTCodec(config.spec, config, random_tensors(config, seed, spread), BACKENDS[backend](), None)
+
+
+def logits(engine, segment, chunks):
+    """Predict a segment in the given numbers of steps -> per factor (T, S, V)."""
+    state, start, parts = engine.start(1), 0, []
+    previous = np.concatenate([np.full_like(segment[:1], -1), segment[:-1]])[None]
+    for steps in chunks:
+        parts.append([engine.ops.host(x) for x in engine.forward(state, previous[:, start : start + steps])])
+        start += steps
+    assert start == len(segment)
+    return [np.concatenate(p).reshape(len(segment), segment.shape[1], -1) for p in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_backend_writes_the_same_bytes_and_reads_every_others(config):
+    segments = [[random_segment(config.spec, n, n)] for n in (9, 4, 6)]
+    streams = codec(config, "numpy float32").encode(segments)
+    check = self_test(codec(config, "numpy float32").engine)
+    for backend in BACKENDS:
+        other = codec(config, backend)
+        assert self_test(other.engine) == check, backend
+        assert other.encode(segments) == streams, backend
+        for (found,), (segment,) in zip(other.decode(streams, [[9], [4], [6]]), segments, strict=True):
+            np.testing.assert_array_equal(found, segment)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_prefill_and_step_give_the_same_logits(config):
+    engine, segment = codec(config).engine, random_segment(config.spec, 12)
+    whole = logits(engine, segment, [12])
+    for chunks in ([1] * 12, [5, 7], [2, 1, 4, 5]):
+        for a, b in zip(whole, logits(engine, segment, chunks), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert whole[0].std() > 20, "logits of a useful spread, or this test compares nothing"
+
+
+def test_future_frames_do_not_change_past_predictions():
+    config = CONFIGS["tiny"]
+    engine, segment = codec(config).engine, random_segment(config.spec, 10)
+    changed = segment.copy()
+    changed[6:] = (changed[6:] + 1) % config.factors[0]
+    a, b = logits(engine, segment, [10])[0], logits(engine, changed, [10])[0]
+    np.testing.assert_array_equal(a[:7], b[:7])
+    assert (a[7:] != b[7:]).any()
+
+
+def test_frames_older_than_the_receptive_field_do_not_matter():
+    config = CONFIGS["tiny"]
+    reach = config.blocks * (config.window - 1) + config.history
+    engine, segment = codec(config).engine, random_segment(config.spec, reach + 3)
+    changed = segment.copy()
+    changed[0] = (changed[0] + 1) % config.factors[0]
+    a, b = (logits(engine, x, [reach + 3])[0] for x in (segment, changed))
+    assert (a[1] != b[1]).any()
+    np.testing.assert_array_equal(a[reach + 1 :], b[reach + 1 :])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_streams_do_not_depend_on_the_batch(size):
+    config = CONFIGS["tiny"]
+    gpt = codec(config)
+    groups = [[random_segment(config.spec, 3 + n % 4, n)] for n in range(8)]
+    alone = [gpt.encode([group])[0] for group in groups]
+    lengths = [[len(group[0])] for group in groups]
+    for start in range(0, 8, size):
+        batch = slice(start, start + size)
+        assert gpt.encode(groups[batch]) == alone[batch]
+        for (found,), (segment,) in zip(gpt.decode(alone[batch], lengths[batch]), groups[batch], strict=True):
+            np.testing.assert_array_equal(found, segment)
+
+
+def test_largest_weights_stay_exact():
+    """Codes of +-63 everywhere and saturated activations: float32 sums must still be those of float64."""
+    config = tiny_config(dim=512, hidden=2000, head_dim=64, rank=64)
+    tensors = {}
+    for name, (codes, scales) in random_tensors(config).items():
+        loud = 8 if name.split(".")[-1] in ("qkv", "up", "proj", "down", "position") else 0
+        tensors[name] = np.where(codes < -8, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8), scales + np.int8(loud)
+    segment = random_segment(config.spec, 4)
+    a, b = (logits(Engine(config, tensors, NumpyOps(gemm)), segment, [4])[0] for gemm in ("float32", "float64"))
+    np.testing.assert_array_equal(a, b)
+    assert (a == np.rint(a)).all() and np.ptp(a) > 0
+
+
+@pytest.mark.parametrize("changes", [{"hidden": 2097}, {"head_dim": 200}, {"height": 33, "width": 32}, {"rank": 3000}])
+def test_configs_whose_sums_could_round_are_refused(changes):
+    with pytest.raises(ModelError, match="too large"):
+        tiny_config(**changes)
+
+
+@pytest.mark.parametrize("broken", ["round_", "quotient", "linear", "bits_to_float"])
+def test_self_test_refuses_hardware_that_breaks_the_rules(broken):
+    config = CONFIGS["tiny"]
+    tensors, ops = random_tensors(config), NumpyOps()
+    check = self_test(Engine(config, tensors, ops))
+    right = getattr(ops, broken)
+
+    def wrong(*args):
+        result = right(*args)
+        result *= np.float32(1 + 2**-9)
+        return result
+
+    setattr(ops, broken, wrong)
+    with pytest.raises(PlatformError, match="not exact"):
+        GPTCodec(config.spec, config, tensors, ops, check)
+
+
+def test_a_model_refuses_tokens_of_another_shape():
+    config = CONFIGS["tiny"]
+    with pytest.raises(ModelError, match="predicts"):
+        GPTCodec(TokenSpec(8, 16, (1024,)), config, random_tensors(config), NumpyOps(), None)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_engine_computes_what_was_trained(config):
+    from vqcomp.model import FrameGPT
+
+    torch.manual_seed(0)
+    model = FrameGPT(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # off its start, where gates and biases are zero
+            p.add_(torch.randn_like(p) * max(0.05, float(p.std(correction=0))))
+    segment = random_segment(config.spec, 11)
+    with torch.no_grad():
+        trained = model(torch.from_numpy(segment[None]).long())
+    engine = Engine(*model.export(), NumpyOps())
+    for x, y in zip(logits(engine, segment, [4, 7]), trained, strict=True):
+        np.testing.assert_array_equal(x, np.rint(y[0].numpy() * np.float32(64 / np.log(2))))
+        assert x.std() > 20
+
+
+def test_frequencies_follow_the_softmax():
+    x = np.random.RandomState(0).randint(-400, 400, (50, 70)).astype(np.float32)
+    w = Tables(x.copy(), NumpyOps()).w.reshape(50, -1)[:, :70]
+    exact = 2.0 ** (x / 64)
+    exact /= exact.sum(1, keepdims=True)
+    loss = (exact * np.log2(exact / (w / w.sum(1, keepdims=True)))).sum(1)
+    assert 0 < loss.mean() < 5e-4
+
+
+ENVIRONMENTS = {
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "two threads": {"OMP_NUM_THREADS": "2"},
+    "no vectors": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
+    "no oneDNN": {"MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "numpy without vectors": {"NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F", "VQCOMP_PROBE_DEVICE": "numpy"},
+    "OpenBLAS of an old core": {"OPENBLAS_CORETYPE": "Nehalem", "VQCOMP_PROBE_DEVICE": "numpy"},
+}
+
+
+def test_archives_are_identical_over_instruction_sets_and_threads(tmp_path):
+    """Each environment writes the archive, and reads the one that the first wrote."""
+    reports = {}
+    for name, variables in ENVIRONMENTS.items():
+        command = [sys.executable, str(Path(__file__).with_name("probe.py")), str(tmp_path)]
+        run = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, f"{name}: {run.stderr}"
+        reports[name] = json.loads(run.stdout)
+    assert len({json.dumps(report, sort_keys=True) for report in reports.values()}) == 1, reports

@@ -1,0 +1,206 @@
+"""Properties of FrameGPT: causal in time, integers throughout, exported as it is trained."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from vqcomp.model import LOGIT, FrameGPT, default_copies, default_flags, multiplier, quantise
+from vqcomp.runtime.spec import WEIGHT_MAX, ModelConfig
+
+
+def make_config(**changes):
+    config = ModelConfig(
+        height=3,
+        width=4,
+        factors=(11,),
+        dim=24,
+        blocks=2,
+        spatial_heads=1,
+        temporal_heads=2,
+        head_dim=8,
+        hidden=40,
+        rank=8,
+        window=4,
+        stack=2,
+        flags=default_flags(4),
+        copies=default_copies(3),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+CONFIGS = {
+    "both": make_config(),
+    "time only": make_config(spatial_heads=0),
+    "space only": make_config(temporal_heads=0),
+    "two factors": make_config(factors=(5, 7), stack=3),
+    "bare": make_config(flags=(), copies=(), stack=1),
+}
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def make_model(config, **options):
+    torch.manual_seed(1)
+    model = FrameGPT(config, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def make_tokens(config, frames=11, batch=2, seed=0, ids=4):
+    """Few different ids, so that flags and copies meet equal tokens."""
+    rng = np.random.default_rng(seed)
+    shape = (batch, frames, config.positions)
+    return torch.from_numpy(np.stack([rng.integers(0, min(ids, v), shape) for v in config.factors], -1))
+
+
+@each_config
+def test_logits_have_a_shape_for_each_factor(config):
+    tokens = make_tokens(config)
+    with torch.no_grad():
+        logits = make_model(config)(tokens)
+    assert [tuple(x.shape) for x in logits] == [(*tokens.shape[:3], v) for v in config.factors]
+
+
+@each_config
+def test_future_frames_do_not_change_past_predictions(config):
+    model, tokens, cut = make_model(config), make_tokens(config), 5
+    other = tokens.clone()
+    other[:, cut:] = make_tokens(config, seed=9)[:, cut:]
+    with torch.no_grad():
+        for a, b in zip(model(tokens), model(other), strict=True):
+            assert torch.equal(a[:, : cut + 1], b[:, : cut + 1])
+            assert not torch.equal(a[:, cut + 1 :], b[:, cut + 1 :])
+
+
+@each_config
+def test_a_window_that_starts_late_gives_the_same_predictions_once_its_reach_is_inside(config):
+    model, tokens = make_model(config), make_tokens(config, frames=30)
+    reach = config.history + config.blocks * (config.window - 1)
+    with torch.no_grad():
+        for a, b in zip(model(tokens), model(tokens[:, 7:]), strict=True):
+            assert torch.equal(a[:, 7 + reach :], b[:, reach:])
+
+
+@each_config
+def test_predictions_do_not_depend_on_the_batch(config):
+    model, tokens = make_model(config), make_tokens(config, batch=3)
+    with torch.no_grad():
+        for a, b in zip(model(tokens), model(tokens[1:2]), strict=True):
+            assert torch.equal(a[1:2], b)
+
+
+@each_config
+def test_all_activations_are_integers(config):
+    model, tokens = make_model(config), make_tokens(config)
+    with torch.no_grad():
+        h = model.residual(tokens)
+        logits = [x / LOGIT for x in model(tokens)]
+    assert torch.equal(h, h.round()) and h.abs().max() <= config.residual_max
+    for x in logits:
+        assert (x - x.round()).abs().max() < 1e-3  # they are divided by a factor that is no power of two
+
+
+@each_config
+def test_the_loss_is_the_cross_entropy_of_the_logits(config):
+    model, tokens, skip = make_model(config), make_tokens(config), 2
+    with torch.no_grad():
+        logits = model(tokens)
+        loss = model.loss(tokens, skip=skip).item()
+    expected = sum(
+        torch.nn.functional.cross_entropy(x[:, skip:].flatten(0, 2), tokens[:, skip:, :, f].flatten()).item()
+        for f, x in enumerate(logits)
+    )
+    assert loss == pytest.approx(expected / math.log(2), abs=5e-3)  # the loss does not round logits
+
+
+@each_config
+def test_export_has_the_declared_names_shapes_and_ranges(config):
+    found, tensors = make_model(config).export()
+    shapes = config.tensor_shapes()
+    assert found == config and list(tensors) == list(shapes)
+    for name, (shape, scales) in shapes.items():
+        codes, exponents = tensors[name]
+        assert codes.dtype == exponents.dtype == np.int8
+        assert codes.shape == shape and exponents.shape == (scales,)
+        assert abs(codes.astype(int)).max() <= WEIGHT_MAX
+
+
+@each_config
+def test_every_parameter_gets_a_gradient(config):
+    model = make_model(config, dropout=0.1, token_dropout=0.1, code_dropout=0.1).train()
+    model.loss(make_tokens(config)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@each_config
+def test_gradients_without_rounding_are_those_of_finite_differences(config):
+    """Along a random direction, in float64, so that only the row maximum's share of the gradient is left out."""
+    model = make_model(config, quantised=False).double()
+    tokens = make_tokens(config)
+    model.loss(tokens).backward()
+    for name, parameter in model.named_parameters():
+        direction = parameter.grad / parameter.grad.norm()
+        slope = float((parameter.grad * direction).sum())
+        values, size = [], 1e-5
+        with torch.no_grad():
+            for sign in (1, -1):
+                parameter.add_(direction, alpha=sign * size)
+                values.append(model.loss(tokens).item())
+                parameter.sub_(direction, alpha=sign * size)
+        assert (values[0] - values[1]) / (2 * size) == pytest.approx(slope, rel=0.1), name
+
+
+def test_rounding_costs_little():
+    config = make_config(dim=64, hidden=128, rank=16)
+    model, tokens = make_model(config), make_tokens(config)
+    with torch.no_grad():
+        coded = model.loss(tokens).item()
+        model.quantised = False
+        assert model.loss(tokens).item() == pytest.approx(coded, rel=0.05)
+
+
+def test_dropout_acts_in_training_only():
+    config = make_config()
+    model, tokens = make_model(config, dropout=0.5, token_dropout=0.5), make_tokens(config)
+    with torch.no_grad():
+        assert model.loss(tokens) == model.loss(tokens)
+        model.train()
+        assert model.loss(tokens) != model.loss(tokens)
+
+
+def test_a_model_starts_at_the_frequencies_it_is_given():
+    config = make_config()
+    model = FrameGPT(config).eval()
+    counts = np.arange(1, 12) ** 2 * 1000
+    model.set_frequencies([counts])
+    with torch.no_grad():
+        for parameter in (*model.embed, *model.head):
+            parameter.zero_()
+        (logits,) = model(make_tokens(config))
+    share = logits[0, 0, 0].softmax(0).numpy()
+    assert share == pytest.approx(counts / counts.sum(), rel=0.1)
+
+
+def test_multipliers_are_quarter_powers_of_two():
+    codes = torch.arange(-128, 128)
+    exact = [np.float32(2.0 ** ((c % 4) / 4)) * np.float32(2.0 ** (c // 4)) for c in range(-128, 128)]
+    assert multiplier(codes).numpy().tolist() == [float(x) for x in exact]
+
+
+@pytest.mark.parametrize("unit", [1.0, 8.0, 2.0**-2.5])
+def test_codes_times_multipliers_are_within_half_a_step_of_the_weights(unit):
+    torch.manual_seed(0)
+    weight = torch.randn(50, 70) * torch.logspace(-3, 2, 50)[:, None]
+    weight[3, 5] = 100 * weight[3].std()  # an outlier makes the step larger, it is not clipped
+    weight[7] = 0
+    codes, m, scales = quantise(weight, unit, 50)
+    assert torch.equal(codes, codes.round()) and codes.abs().max() <= WEIGHT_MAX
+    assert torch.equal(m[:, 0], multiplier(scales))
+    assert ((codes * m - weight * unit).abs() <= 0.51 * m).all()
