@@ -24,6 +24,8 @@ from .runtime.spec import ACTIVATION_MAX, WEIGHT_MAX, ModelConfig, Offset
 
 STEPS_PER_STD = 4.0
 """A row's standard deviation in steps of its codes: about 4 bits of entropy per weight."""
+BIAS_STEPS_PER_STD = 16.0
+"""The same for biases, which are few and whose errors are not averaged out by a sum."""
 NORM_MEAN = 25
 """Mean absolute code after `norm`; in the unit of 1/32 that is the 0.8 of a standard normal variable."""
 HIDDEN_MAX = math.sqrt(ACTIVATION_MAX)
@@ -71,15 +73,15 @@ def default_copies(past: int) -> tuple[Offset, ...]:
 _NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 
 
-def quantise(weight: Tensor, unit: Tensor | float, scales: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(weight: Tensor, unit: Tensor | float, scales: int, steps_per_std: float = STEPS_PER_STD) -> tuple[Tensor, Tensor, Tensor]:
     """Float weights (rows, cols) -> codes (rows, cols), multipliers (scales, 1), scale codes (scales,).
 
     All are float32 tensors of exact values. `scales` is the number of rows, or 1 for one scale for the whole tensor.
-    The scale is the quarter power of two nearest to std / STEPS_PER_STD, and large enough that no code is clipped.
+    The scale is the quarter power of two nearest to std / steps_per_std, and large enough that no code is clipped.
     """
     rows = weight.detach() * unit
     grouped = rows.reshape(scales, -1)
-    wanted = torch.log2((grouped.square().mean(1).sqrt() / STEPS_PER_STD).clamp_min(2.0**-31)).mul(4).round()
+    wanted = torch.log2((grouped.square().mean(1).sqrt() / steps_per_std).clamp_min(2.0**-31)).mul(4).round()
     needed = torch.log2((grouped.abs().amax(1) / (WEIGHT_MAX + 0.4)).clamp_min(2.0**-31)).mul(4).ceil()
     exponents = torch.maximum(wanted, needed).clamp_(-128, 127)
     multipliers = multiplier(exponents)[:, None]
@@ -193,8 +195,7 @@ class _Attention(torch.autograd.Function):
     """round(sum_k p_k v_k / sum_k p_k), p = round(127 u^8), u = max(1 - (rowmax - score) / 2^15, 0).
 
     q (G, H, Q, C), k and v (G, H, K, C), bias (H, Q, K), MASKED where a key is not seen -> (G, H, Q, C). Works in
-    chunks of G that fit the cache and computes p again for the gradient. The gradient takes the row's maximum for a
-    constant, as softmax may.
+    chunks of G that fit the cache and computes p again for the gradient.
     """
 
     ELEMENTS = 1 << 18
@@ -239,6 +240,8 @@ class _Attention(torch.autograd.Function):
             grad_u.sub_((share * o[part]).sum(-1, keepdim=True))
             square = u * u
             grad_u.mul_(u).mul_(square).mul_(square.mul_(square)).mul_(8.0 * ACTIVATION_MAX / ATTENTION_RANGE)
+            top = u.floor_()  # 1 at the row's maximum, which every distance is taken from
+            grad_u.sub_(top.mul_(grad_u.sum(-1, keepdim=True) / top.sum(-1, keepdim=True)))
             torch.matmul(grad_u, k[part], out=grad_q[part])
             torch.matmul(grad_u.transpose(-1, -2), q[part], out=grad_k[part])
             grad_bias.add_(grad_u.sum(0))
@@ -331,6 +334,7 @@ class FrameGPT(nn.Module):
         self.config = config
         self.dropout, self.token_dropout, self.code_dropout = dropout, token_dropout, code_dropout
         self.quantised = quantised
+        self._scales = {name: scales for name, (_, scales) in config.tensor_shapes().items()}
         d, r, copies = config.dim, config.rank, len(config.copies)
         shapes = config.tensor_shapes()
         embed_std = 0.3
@@ -357,17 +361,22 @@ class FrameGPT(nn.Module):
         """What a row's step is multiplied with to give its multiplier."""
         kind = [part for part in name.split(".") if not part.isdigit()][-1]
         if kind == "stack":
-            step = self._quantise(f"embed.{name.split('.')[-1]}")[1] / _UNITS["embed"]
-            return 256.0 * float(step)
+            return _UNITS["position"] * self._embed_step(int(name.split(".")[-1]))
         if kind == "head":
             copies = len(self.config.copies)
             rank = self.config.rank
             return torch.cat([torch.ones(rank, 1), torch.full((copies, 1), 2.0)])
         return _UNITS[kind]
 
+    def _embed_step(self, f: int) -> float:
+        """What a code 1 of the embedding stands for."""
+        m = float(self._quantise(f"embed.{f}")[1]) if self.quantised else 1.0
+        return m / _UNITS["embed"]
+
     def _quantise(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         weight = self.get_parameter(name)
-        return quantise(weight, self.unit(name), self.config.tensor_shapes()[name][1])
+        steps = BIAS_STEPS_PER_STD if "bias" in name else STEPS_PER_STD
+        return quantise(weight, self.unit(name), self._scales[name], steps)
 
     def _coded(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
         """Master weights, codes, multipliers (1, rows) or (1, 1), unit. Without rounding the codes are not integers."""
@@ -384,6 +393,11 @@ class FrameGPT(nn.Module):
     def _table(self, name: str, bound: float | None = None) -> Tensor:
         weight, codes, m, unit = self._coded(name)
         return _Scaled.apply(weight, codes, m, unit, bound, self.quantised)
+
+    def _embedding(self, f: int) -> tuple[Tensor, Tensor]:
+        """Codes (V + 1, R) with a gradient, and the multiplier of their products with z."""
+        weight, codes, m, _ = self._coded(f"embed.{f}")
+        return _Codes.apply(weight, codes, self._embed_step(f)), m
 
     def export(self) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """The integer network: the config, and for each tensor int8 codes (rows, cols) and int8 scale codes (scales,)."""
@@ -437,8 +451,7 @@ class FrameGPT(nn.Module):
         shown = self._hide(tokens) if self.training else tokens
         h = self._table("position").t()[None, None]  # (1, 1, S, D)
         for f, size in enumerate(c.factors):
-            weight, codes, m, _ = self._coded(f"embed.{f}")
-            codes = _Codes.apply(weight, codes, float(m) / 2 if self.quantised else 1 / 2)
+            codes, _ = self._embedding(f)
             for i in range(c.stack):
                 table = self._linear(codes, f"stack.{i}.{f}")  # (V + 1, D)
                 start = tokens.new_full((b, min(i + 1, t), s), size)
@@ -460,10 +473,10 @@ class FrameGPT(nn.Module):
     def _head(self, h: Tensor, f: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """h (..., D) -> z (..., R), gates (..., J), and the codes (V, R), multiplier and bias (V,) of the output."""
         rank, size = self.config.rank, self.config.factors[f]
-        bound = torch.cat([torch.full((rank,), float(ACTIVATION_MAX)), torch.full((len(self.config.copies),), float(GATE_MAX))])
+        bounds = [float(ACTIVATION_MAX)] * rank + [float(GATE_MAX)] * len(self.config.copies)
+        bound = torch.tensor(bounds, dtype=h.dtype)
         y = self._linear(_Norm.apply(h, self.quantised), f"head.{f}", bound)
-        weight, codes, m, _ = self._coded(f"embed.{f}")
-        codes = _Codes.apply(weight, codes, float(m) / 2 if self.quantised else 1 / 2)
+        codes, m = self._embedding(f)
         bias = self._table(f"bias.{f}", BIAS_MAX)[0]
         return y[..., :rank], y[..., rank:], codes[:size], m, bias
 
@@ -529,7 +542,7 @@ class FrameGPT(nn.Module):
         for first, second in self.config.flags:
             a = self._shifted(ids, first)
             flags.append((a == self._shifted(ids, second)) & (a >= 0))
-        return torch.stack(flags, -1).to(torch.float32)
+        return torch.stack(flags, -1).to(self.position.dtype)
 
     def _copied(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, S, F) -> ids at the copy offsets (B, T, S, J, F), 0 if there is none; and (B, T, S, J) 1.0 if there is one."""
@@ -538,7 +551,7 @@ class FrameGPT(nn.Module):
             return tokens.new_zeros(b, t, s, 0, factors), torch.zeros(b, t, s, 0)
         each = [[self._shifted(tokens[..., f], o) for o in self.config.copies] for f in range(factors)]
         copies = torch.stack([torch.stack(x, -1) for x in each], -1)  # (B, T, S, J, F)
-        return copies.clamp_min(0), (copies[..., 0] >= 0).to(torch.float32)
+        return copies.clamp_min(0), (copies[..., 0] >= 0).to(self.position.dtype)
 
     # ---- noise in training
 
