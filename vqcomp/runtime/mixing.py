@@ -51,7 +51,7 @@ HISTORY = 8
 """Past frames that contexts read."""
 BORDER = 2
 """Cells of padding around a frame, so that every neighbour exists."""
-TABLE_BITS = 21
+TABLE_BITS = 22
 COUNT_STEPS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128], np.int64)
 
 
@@ -62,6 +62,13 @@ LIMIT = 250
 MAP_LIMIT = 1023
 WA = 0.0
 WB = 0.1
+
+
+CBITS = 18
+CDEC = 4
+
+
+CAP = 32
 
 
 class _Past:
@@ -112,7 +119,16 @@ class TreeMixer:
         self.map_n = np.zeros(K * nq * pq)
         self.map_base = np.arange(K, dtype=np.int64) * (nq * pq)
         self.step_of = np.searchsorted(COUNT_STEPS, np.arange(1025), side="right") - 1
-        self.inputs = J = 2 * K + 1
+        self.Kc = Kc = len(self._recalls(None))
+        self.cbits = CBITS
+        self.cand = np.zeros(Kc << CBITS, np.uint64)
+        self.cregion = np.arange(Kc, dtype=np.int64) << CBITS
+        self.cstates = 27 * 18
+        self.cmap_p = np.full(Kc * self.levels * self.cstates, 32768.0)
+        self.cmap_n = np.zeros(Kc * self.levels * self.cstates)
+        self.cmap_base = np.arange(Kc) * (self.levels * self.cstates)
+        self.acc = np.zeros(max(len(self.map_p), len(self.cmap_p)), np.int64)
+        self.inputs = J = 2 * K + 1 + Kc
         self.set_sizes = [self.levels * 8, self.positions, 1 << min(self.levels, 8)]
         w0 = np.zeros(J); w0[:K] = np.rint(ONE * WA); w0[K:2*K] = np.rint(ONE * WB)
         self.weights = [np.tile(w0, (n, 1)) for n in self.set_sizes]
@@ -126,17 +142,17 @@ class TreeMixer:
         pos = (z.reshape(-1, self.positions) + np.arange(self.positions, dtype=np.uint32)).reshape(-1)
         h1, h2, h3, h4 = at(1), at(2), at(3), at(4)
         n, s, w, e = at(1, -1, 0), at(1, 1, 0), at(1, 0, -1), at(1, 0, 1)
-        return [
-            (pos,), (h1,), (h1, pos), (h1, h2), (h1, h2, pos), (h1, h2, h3), (h1, h2, h3, pos), (h1,h2,h3,h4),
-            (h1, w), (h1, e), (h1, n), (h1, s), (h1, w, e), (h1, n, s), (h1, h2, w), (h1, h2, e), (h1,h2,n),(h1,h2,s),
-            (w,), (e,), (n,), (s,), (h2,), (h3,), (h2, h3), (h1,h3), (h1, n, s, w, e), (h1, w, n), (h1,e,s),
-        ]
+        return CONTEXTS(**locals())
 
     def begin(self, extra=None):
         """Freeze the contexts of the next frame."""
         self.past.keep(len(extra))
+        self.hash = self._hashes(self._contexts(extra))
+        self.begin2(extra)
+
+    def _hashes(self, contexts):
         cols = []
-        for i, parts in enumerate(self._contexts(extra)):
+        for i, parts in enumerate(contexts):
             h = np.full(parts[0].shape, (i * 0x9E3779B1 + 0x7F4A7C15) & 0xFFFFFFFF, np.uint32)
             for p in parts:
                 h = (h ^ p) * np.uint32(0x85EBCA6B)
@@ -144,9 +160,21 @@ class TreeMixer:
                 h *= np.uint32(0xC2B2AE35)
                 h ^= h >> np.uint32(13)
             cols.append(h)
-        self.hash = np.stack(cols, 1)  # (P, K)
+        return np.stack(cols, 1)  # (P, K)
+
+    def begin2(self, extra):
         self.run = np.minimum(self.past.run.reshape(-1), 7)
         self.pos = np.tile(np.arange(self.positions), len(self.run) // self.positions)
+        c = self._hashes(self._recalls(extra))
+        self.cslot = (c >> np.uint32(32 - self.cbits)).astype(np.int64) + self.cregion  # (P, Kc)
+        word = self.cand.take(self.cslot)
+        self.ccheck = (c & np.uint32(15)).astype(np.uint64)
+        word = np.where((word & np.uint64(15)) == self.ccheck, word, np.uint64(0)).astype(np.int64)
+        self.ct = [(word >> (16 + 16 * a)) & 0xFFFF for a in range(3)]
+        self.cc = [(word >> (4 + 4 * a)) & 15 for a in range(3)]
+        self.leaf = [np.where(c > 0, t | 1 << self.levels, 0) for t, c in zip(self.ct, self.cc)]
+        b1 = np.array([0,1,2,3,3,4,4,4,4,5,5,5,5,5,5,5]); b2 = np.array([0,1]+[2]*14)
+        self.cbase = self.cmap_base + 27 * (b1.take(self.cc[0]) * 3 + b2.take(self.cc[1]))
         self.trace = []
 
     def predict(self, lo: int, node: np.ndarray) -> np.ndarray:
@@ -169,6 +197,16 @@ class TreeMixer:
         st[:, :K] = STRETCH.take(p)
         st[:, K : 2 * K] = STRETCH.take(self.map_p.take(cell).astype(np.int64))
         st[:, 2 * K] = LOGIT
+        cst = np.zeros((L, P, self.Kc), np.int64)
+        for a, leaf in enumerate(self.leaf):
+            for l in range(L):
+                d = self.levels - (lo + l) - 1
+                pre = leaf >> d
+                cst[l] += np.where(pre >> 1 == node[l][:, None], (pre & 1) + 1, 0) * 3**a
+        cst += self.cbase
+        cst += (np.arange(lo, hi) * self.cstates)[:, None, None]
+        ccell = cst.reshape(L * P, self.Kc)
+        st[:, 2 * K + 1:] = STRETCH.take(self.cmap_p.take(ccell).astype(np.int64))
         level = np.repeat(np.arange(lo, hi), P)
         nd = node.reshape(-1)
         sel = [level * 8 + np.tile(self.run, L), np.tile(self.pos, L), np.where(nd < 256, nd, (nd >> np.maximum(level - 7, 0)))]
@@ -179,7 +217,7 @@ class TreeMixer:
         f = np.einsum("rm,rm->r", self.final.take(level, 0), dots)
         f = np.clip(np.rint(f / ONE), -LOGIT_MAX, LOGIT_MAX).astype(np.int64)
         p = SQUASH.take(f + LOGIT_MAX)
-        self.trace.append((slot, cell, st, sel, level, dots, p))
+        self.trace.append((slot, cell, st, sel, level, dots, p, ccell))
         return p.reshape(L, P)
 
     def update(self, bit: np.ndarray, tokens: np.ndarray) -> None:
@@ -190,17 +228,22 @@ class TreeMixer:
         K = self.n_ctx
         self.past.push(tokens)
         # maps
-        y = np.repeat(bit.astype(np.float64), K)
-        cells = cell.reshape(-1)
-        hits = np.bincount(cells, minlength=len(self.map_p))
-        ones = np.bincount(cells, weights=y, minlength=len(self.map_p))
-        live = np.flatnonzero(hits)
-        h, o = hits[live], ones[live]
-        q = self.map_p[live]
-        m = self.map_n[live]
-        q += np.rint((o * 65536 - h * q) / (m + h + 1.5))
-        self.map_p[live] = np.clip(q, 16, 65520)
-        self.map_n[live] = np.minimum(m + h, MAP_LIMIT)
+        self._learn(self.map_p, self.map_n, cell, bit)
+        self._learn(self.cmap_p, self.cmap_n, np.concatenate([t[7] for t in self.trace]), bit)
+        v = np.broadcast_to(tokens.reshape(-1, 1), self.cslot.shape)
+        (t1, t2, t3), (c1, c2, c3) = self.ct, self.cc
+        m1 = (v == t1) & (c1 > 0)
+        m2 = (v == t2) & (c2 > 0)
+        m3 = (v == t3) & (c3 > 0)
+        cf = np.minimum(1 + np.where(m1, c1, np.where(m2, c2, np.where(m3, c3, 0))), 15)
+        n2, d2 = np.where(m1, t2, t1), np.where(m1, c2, (c1 * CDEC) >> 3)
+        n3, d3 = np.where(m1 | m2, t3, t2), np.where(m1 | m2, c3, (c2 * CDEC) >> 3)
+        d2 = np.where((c1 > 0) & ~m1, np.maximum(d2, 1), d2)
+        d3 = np.where((c2 > 0) & ~m1 & ~m2, np.maximum(d3, 1), d3)
+        word = (v << 16) | (n2 << 32) | (n3 << 48) | (cf << 4) | (d2 << 8) | (d3 << 12)
+        word = word.astype(np.uint64) | self.ccheck
+        u, first = np.unique(self.cslot.reshape(-1), return_index=True)
+        self.cand[u] = word.reshape(-1)[first]
         # mixers
         target = bit * 65536.0
         for j, wt in enumerate(self.weights):
@@ -209,11 +252,11 @@ class TreeMixer:
             J = self.inputs
             at = (sel[j][:, None] * J + np.arange(J)).reshape(-1)
             total = np.bincount(at, weights=g.reshape(-1), minlength=wt.size).reshape(wt.shape)
-            wt += np.rint(total * self.rate)
+            wt += np.rint(total * self.rate * np.minimum(1, CAP / np.maximum(np.bincount(sel[j], minlength=len(wt)), 1))[:, None])
         g = dots * (target - p)[:, None]
         M = len(sel)
         at = (level[:, None] * M + np.arange(M)).reshape(-1)
-        self.final += np.rint(np.bincount(at, weights=g.reshape(-1), minlength=self.final.size).reshape(self.final.shape) * self.final_rate)
+        self.final += np.rint(np.bincount(at, weights=g.reshape(-1), minlength=self.final.size).reshape(self.final.shape) * self.final_rate / (len(bit) / (128 * self.levels)))
         # tables
         add = np.where(bit > 0, (UNIT << 16) + UNIT, UNIT).astype(np.uint32)
         slots = slot.reshape(-1)
@@ -227,3 +270,30 @@ class TreeMixer:
             n = word & 0xFFFF
             n1 = np.minimum(word >> 16, n) * (LIMIT * UNIT) // n
             self.table[s] = (n1 << 16 | LIMIT * UNIT).astype(np.uint32)
+
+    def _learn(self, map_p, map_n, cell, bit):
+        cells = cell.reshape(-1)
+        add = np.repeat(np.where(bit > 0, (1 << 32) + 1, 1), cell.shape[1])
+        np.add.at(self.acc, cells, add)
+        a = self.acc.take(cells)
+        self.acc[cells] = 0
+        h, o = (a & 0xFFFFFFFF).astype(np.float64), (a >> 32).astype(np.float64)
+        q, m = map_p.take(cells), map_n.take(cells)
+        q += np.rint((o * 65536 - h * q) / (m + h + 1.5))
+        map_p[cells] = np.clip(q, 16, 65520)
+        map_n[cells] = np.minimum(m + h, MAP_LIMIT)
+
+    def _recalls(self, extra):
+        at = self.past.at
+        z = np.zeros_like(at(1))
+        pos = (z.reshape(-1, self.positions) + np.arange(self.positions, dtype=np.uint32)).reshape(-1)
+        h1, h2, h3, h4 = at(1), at(2), at(3), at(4)
+        n, s, w, e = at(1, -1, 0), at(1, 1, 0), at(1, 0, -1), at(1, 0, 1)
+        return RECALLS(**locals())
+
+
+def RECALLS(pos, h1, h2, h3, h4, n, s, w, e, **_):
+    return [(pos,), (h1, pos), (h1, h2), (h1, h2, pos), (h1, h2, h3), (h1, h2, h3, pos), (h1,h2,h3,h4), (h1,w,e), (h1,n,s), (h1,w,e,n,s)]
+
+def CONTEXTS(pos, h1, h2, h3, h4, n, s, w, e, **_):
+    return [(pos,), (h1,), (h1, pos), (h1, h2), (h1, w), (h1, e), (h1, n), (h1, s), (w,), (e,), (n,), (s,), (h2,), (h3,)]

@@ -1,0 +1,130 @@
+"""The adaptive codec: exact round trips, damage, and what it must never do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqcomp.runtime.adapt import AdaptiveCodec
+from vqcomp.runtime.errors import DamageError, InputError
+from vqcomp.runtime.spec import TokenSpec
+
+COMMA = TokenSpec(8, 16, (1024,))
+
+
+def segment(spec: TokenSpec, frames: int, seed: int, stay: float = 0.6) -> np.ndarray:
+    """Tokens that mostly stay as they are, int32 (T, S, F). Integers alone, so the same with every NumPy."""
+    state = seed * 2654435761 % 2**32 or 1
+    tokens = np.zeros((frames, spec.positions, len(spec.factors)), np.int32)
+    for place in np.ndindex(tokens.shape):
+        state = (state * 1664525 + 1013904223) % 2**32
+        time, position, factor = place
+        if time and state >> 8 & 0xFF < stay * 256:
+            tokens[place] = tokens[time - 1, position, factor]
+        else:
+            tokens[place] = (state >> 16) % spec.factors[factor]
+    return tokens
+
+
+def round_trip(codec: AdaptiveCodec, groups: list[list[np.ndarray]]) -> list[bytes]:
+    streams = codec.encode(groups)
+    decoded = codec.decode(streams, [[len(s) for s in group] for group in groups])
+    for group, again in zip(groups, decoded, strict=True):
+        for one, other in zip(group, again, strict=True):
+            assert other.dtype == np.int32
+            np.testing.assert_array_equal(one, other)
+    return streams
+
+
+specs = st.builds(
+    TokenSpec,
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.lists(st.sampled_from([2, 3, 7, 16, 1000, 1024, 65536]), min_size=1, max_size=3).map(tuple),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(specs, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 10**6), st.sampled_from([0.0, 0.7, 1.0]))
+def test_any_grid_vocabulary_and_lengths_round_trip(spec, lengths, seed, stay):
+    round_trip(AdaptiveCodec(spec), [[segment(spec, n, seed + i, stay) for i, n in enumerate(lengths)]])
+
+
+def test_streams_do_not_depend_on_the_other_groups_of_a_call():
+    spec = TokenSpec(3, 4, (300, 5))
+    groups = [[segment(spec, 12, 1), segment(spec, 7, 2)], [segment(spec, 9, 3)], [segment(spec, 12, 1)]]
+    codec = AdaptiveCodec(spec)
+    together = round_trip(codec, groups)
+    assert together == [codec.encode([group])[0] for group in groups]
+
+
+def test_progress_counts_every_token_once():
+    codec = AdaptiveCodec(TokenSpec(2, 3, (9,)))
+    segments = [segment(codec.spec, n, n) for n in (40, 16, 5)]
+    done: list[int] = []
+    streams = codec.encode([segments], done.append)
+    assert sum(done) == (40 + 16 + 5) * 6
+    done.clear()
+    codec.decode(streams, [[40, 16, 5]], done.append)
+    assert sum(done) == (40 + 16 + 5) * 6
+
+
+@pytest.mark.parametrize("size", [2, 1000, 1024])
+def test_random_tokens_take_no_more_than_uniform(size):
+    spec = TokenSpec(8, 16, (size,))
+    tokens = np.random.default_rng(size).integers(0, size, (40, 128, 1)).astype(np.int32)
+    (stream,) = round_trip(AdaptiveCodec(spec), [[tokens]])
+    assert len(stream) <= tokens.size * np.log2(size) / 8 * 1.0001 + 8
+
+
+def test_constant_tokens_take_almost_nothing_after_the_first_frame():
+    tokens = np.full((100, 128, 1), 777, np.int32)
+    (stream,) = round_trip(AdaptiveCodec(COMMA), [[tokens]])
+    first_frame = 128 * 10 / 8  # every position of it is predicted from the same ignorance
+    assert len(stream) < first_frame + 100
+
+
+def test_real_tokens_reach_their_rate():
+    folder = Path(os.environ.get("VQCOMP_DATA", Path(__file__).parents[1] / "../shared"))
+    path = folder / "data/commavq/example.npy"
+    if not path.exists():
+        pytest.skip(f"{path} is missing; set VQCOMP_DATA")
+    tokens = np.load(path)[:150].reshape(150, 128, 1).astype(np.int32)
+    (stream,) = round_trip(AdaptiveCodec(COMMA), [[tokens]])
+    assert len(stream) * 8 / tokens.size < 5.5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.binary(max_size=200), st.integers(1, 30))
+def test_damaged_streams_give_tokens_in_range_or_a_damage_error(data, frames):
+    spec = TokenSpec(2, 3, (5, 1000))
+    try:
+        ((tokens,),) = AdaptiveCodec(spec).decode([data], [[frames]])
+    except DamageError:
+        return
+    assert tokens.shape == (frames, 6, 2) and tokens.dtype == np.int32
+    assert tokens.min() >= 0 and (tokens < np.array(spec.factors)).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_one_wrong_byte_never_crashes(data):
+    codec = AdaptiveCodec(TokenSpec(2, 2, (300,)))
+    stream = bytearray(codec.encode([[segment(codec.spec, 30, 8)]])[0])
+    stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        ((tokens,),) = codec.decode([bytes(stream)], [[30]])
+    except DamageError:
+        return
+    assert tokens.shape == (30, 4, 1) and 0 <= tokens.min() and tokens.max() < 300
+
+
+@pytest.mark.parametrize("shape, value", [((0, 4, 1), 0), ((3, 5, 1), 0), ((3, 4), 0), ((3, 4, 1), 9), ((3, 4, 1), -1)])
+def test_segments_that_do_not_fit_are_refused(shape, value):
+    with pytest.raises(InputError):
+        AdaptiveCodec(TokenSpec(2, 2, (9,))).encode([[np.full(shape, value, np.int32)]])
