@@ -128,6 +128,16 @@ def test_configs_whose_sums_could_round_are_refused(changes):
         tiny_config(**changes)
 
 
+@pytest.mark.parametrize("name", ["blocks.1.proj", "blocks.0.down", "embed.0", "flags"])
+def test_scales_whose_sums_could_round_are_refused(name):
+    config = CONFIGS["tiny"]
+    tensors = dict(random_tensors(config))
+    codes, scales = tensors[name]
+    tensors[name] = codes, scales * 0 + 70
+    with pytest.raises(ModelError, match=f"{name}.*too large"):
+        Engine(config, tensors, NumpyOps())
+
+
 @pytest.mark.parametrize("broken", ["round_", "quotient", "linear", "bits_to_float"])
 def test_self_test_refuses_hardware_that_breaks_the_rules(broken):
     config = CONFIGS["tiny"]

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from .errors import ModelError
 from .exact import Array, NumpyOps, TorchOps
-from .spec import ACTIVATION_MAX, ModelConfig, Offset
+from .spec import ACTIVATION_MAX, WEIGHT_MAX, ModelConfig, Offset
 
 Tensors = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """name -> (codes int8 (rows, columns), scale codes int8 (rows,) or (1,)); see `ModelConfig.tensor_shapes`."""
@@ -71,6 +72,7 @@ class Engine:
     def __init__(self, config: ModelConfig, tensors: Tensors, ops: NumpyOps | TorchOps) -> None:
         self.config, self.ops = config, ops
         c, factors = config, range(len(config.factors))
+        _check_sums(config, tensors)
 
         def matrix(name: str) -> tuple[Array, Array]:
             codes, scales = tensors[name]
@@ -78,7 +80,7 @@ class Engine:
 
         self.position = ops.load(scaled(*tensors["position"], c.residual_max).T)  # (S, D)
         # A token's whole way into the residual stream is one row of a table: (V + 1, D), the last row for "no frame".
-        self.tables = [[ops.load(_table(tensors, i, f)) for f in factors] for i in range(c.stack)]
+        self.tables = [[ops.load(_table(tensors, i, f, c.residual_max)) for f in factors] for i in range(c.stack)]
         self.flags = matrix("flags") if c.flags else None
         self.blocks = [
             {name: matrix(f"blocks.{i}.{name}") for name in ("qkv", "proj", "up", "down")} for i in range(c.blocks)
@@ -267,10 +269,21 @@ class Engine:
         return logits
 
 
-def _table(tensors: Tensors, stack: int, factor: int) -> np.ndarray:
+def _table(tensors: Tensors, stack: int, factor: int, bound: int) -> np.ndarray:
     embed, (up, scales) = tensors[f"embed.{factor}"][0], tensors[f"stack.{stack}.{factor}"]
     exact = embed.astype(np.int64) @ up.T.astype(np.int64)  # (V + 1, D)
-    return np.rint(exact.astype(np.float32) * multipliers(scales))
+    table = np.rint(exact.astype(np.float32) * multipliers(scales))
+    return np.clip(table, -bound, bound, out=table)
+
+
+def _check_sums(config: ModelConfig, tensors: Tensors) -> None:
+    """Raise ModelError if a scale is so large that what is added to the residual or the logits could pass 2^23."""
+    for name, (codes, scales) in tensors.items():
+        kind = name.split(".")[-1] if name.startswith("blocks") else name.split(".")[0]
+        if kind in ("proj", "down", "embed", "flags"):
+            largest = codes.shape[1] * WEIGHT_MAX * (1 if kind == "flags" else ACTIVATION_MAX)
+            if largest * float(multipliers(scales).max()) > 1 << 23:
+                raise ModelError(f"tensor {name}: scale code {scales.max()} is too large for exact sums")
 
 
 def _spatial_bias(config: ModelConfig, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
