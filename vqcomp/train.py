@@ -146,7 +146,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: FrameGPT, segments: Sequence[np.ndarray | Tensor], frames: int, chunk: int = 64) -> float:
-    """Bits/token of the last `frames` frames of every segment (T, S, F), each given all the past that the model sees."""
+    """Bits/token of the last `frames` frames of every segment (T, S, F), each given all the past that is seen."""
     config = model.config
     reach = config.history + config.blocks * (config.window - 1)
     training = model.training
