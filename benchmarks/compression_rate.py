@@ -89,7 +89,7 @@ def measure() -> Iterator[Row]:
         yield from general_purpose(real)
         yield from whole_zips("example", real)
         yield from last_frames(real, TRAINED_FRAMES)
-    for row in whole_zips("synthetic", synthetic(300)):
+    for row in whole_zips("synthetic", synthetic(300, 0)):
         yield Row(f"{row.method}, synthetic", row.tokens, row.bytes, row.counted)
 
 

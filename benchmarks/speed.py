@@ -77,7 +77,7 @@ def main() -> None:
     codec = make_codec(model.spec, model.data, device="cpu", threads=arguments.threads)
     assert isinstance(codec, GPTCodec)
     real = example()
-    source = synthetic(1200) if real is None else real
+    source = synthetic(1200, 0) if real is None else real
     source = source.reshape(len(source), -1, 1).astype(np.int32)
     print(f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, model {model.name}, "
           f"{'synthetic tokens' if real is None else 'the example'}")  # fmt: skip
