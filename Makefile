@@ -1,0 +1,50 @@
+# Needs make and a Python from 3.10 to 3.13; everything else goes into .venv.
+PYTHON ?= python3
+# What to install as torch, and options for pip that say where from. For the CPU build from PyTorch's own index:
+#   make TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+TORCH_OPTIONS ?=
+
+BIN := .venv/bin
+STAMP := .venv/stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+venv: $(STAMP) ## Set up .venv
+
+# torch first and by itself: a bare "torch" may be gigabytes of CUDA.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH_OPTIONS) '$(TORCH)'
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## Compress synthetic segments, restore them with the zip's own decompress.py, compare
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(BIN)/vqcomp sample-data "$$folder/data" --segments 3 --frames 200; \
+	$(BIN)/vqcomp compress "$$folder/data" "$$folder/demo.zip"; \
+	$(BIN)/python -m zipfile -e "$$folder/demo.zip" "$$folder/unpacked"; \
+	OUTPUT_DIR="$$folder/restored" $(BIN)/python "$$folder/unpacked/decompress.py"; \
+	diff -r "$$folder/data" "$$folder/restored"; \
+	echo "restored files are identical"; \
+	$(BIN)/vqcomp evaluate "$$folder/demo.zip" "$$folder/data"
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+check: $(STAMP) ## Lint and check types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## Measure rate and speed
+	$(BIN)/python benchmarks/compression_rate.py
+	$(BIN)/python benchmarks/speed.py
+
+clean: ## Remove .venv and caches
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

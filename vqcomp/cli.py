@@ -1,0 +1,358 @@
+"""The command line: each verb parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import api, choice
+from .reading import Archive
+from .runtime import archive as format
+from .runtime.errors import VqcompError
+from .runtime.main import report_loss, restore, terminate
+from .tokens import Grid
+from .version import __version__
+
+EXAMPLES = """
+\b
+Examples:
+  vqcomp sample-data samples/
+  vqcomp compress samples/ samples.zip
+  vqcomp decompress samples.zip -o restored/
+  vqcomp evaluate samples.zip samples/
+
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 damaged archive, 130 interrupted.
+"""
+
+Function = Callable[..., Any]
+
+
+class Bar:
+    """A tqdm bar on standard error: tokens, tokens/s and segments. Silent unless that is a terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+
+    def begin(self, stage: str, segments: int, tokens: int) -> None:
+        from tqdm import tqdm
+
+        self.end()
+        self.done, self.segments = 0, segments
+        # disable=None: silent where standard error is no terminal.
+        self.bar = tqdm(
+            total=tokens, desc=stage, unit=" tokens", unit_scale=True, leave=False, disable=self.quiet or None,
+            postfix={"segments": f"0/{segments}"}, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def advance(self, segments: int, tokens: int) -> None:
+        self.bar.update(tokens)
+        if segments:
+            self.done += segments
+            self.bar.set_postfix(segments=f"{self.done}/{self.segments}", refresh=False)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+
+def options(*names: str) -> Callable[[Function], Function]:
+    """Decorator that adds options which several verbs share."""
+    table = {
+        "device": click.option(
+            "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, numpy, cpu, cuda or cuda:N."
+        ),
+        "batch_size": click.option(
+            "--batch-size", type=click.IntRange(1), default=api.BATCH_SIZE, show_default=True, metavar="N",
+            help="Segments computed together; memory grows with it, bytes do not change.",
+        ),
+        "threads": click.option("-T", "--threads", type=click.IntRange(1), metavar="N", help="Threads to use."),
+        "grid": click.option(
+            "--grid", callback=_parse_grid, metavar="HxW", help="Grid of arrays (T, H*W); known for 128 tokens: 8x16."
+        ),
+        "force": click.option("-f", "--force", is_flag=True, help="Overwrite what exists."),
+        "json": click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output."),
+        "quiet": click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for."),
+        "verbose": click.option("-v", "--verbose", is_flag=True, help="Say what is chosen, and why."),
+    }  # fmt: skip
+
+    def add(function: Function) -> Function:
+        for name in reversed(names):
+            function = table[name](function)
+        return function
+
+    return add
+
+
+def _parse_grid(context: click.Context, parameter: click.Parameter, value: str | None) -> Grid | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", value)
+    if not match:
+        raise click.BadParameter(f"expected HEIGHTxWIDTH such as 8x16, found {value!r}")
+    return int(match[1]), int(match[2])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXAMPLES)
+@click.version_option(__version__, prog_name="vqcomp", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Lossless compression of video tokens into self-contained zips."""
+
+
+@cli.command()
+@click.argument("data")
+@click.argument("out")
+@click.option(
+    "--model", default="auto", show_default=True, metavar="NAME|PATH",
+    help="A shipped model, the path of a .vqm, none (learn while coding), or auto (whatever makes the zip smallest).",
+)  # fmt: skip
+@click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
+@options("device", "batch_size", "threads", "grid", "force", "json", "quiet", "verbose")
+def compress(
+    data: str, out: str, model: str, no_verify: bool, device: str, batch_size: int, threads: int | None,
+    grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Compress DATA, a .npy file or a folder of them, into the zip OUT.
+
+    Arrays are (T, H, W) or (T, H*W), of integers in 0..65535. The zip holds all that it takes to restore them.
+    """
+    left_out: list[str] = []
+
+    def report(line: str) -> None:
+        if line.startswith("left out"):
+            left_out.append(line)
+        if verbose:
+            click.echo(line, err=True)
+
+    summary = api.compress(
+        data, out, model=model, device=device, batch_size=batch_size, threads=threads, grid=grid, force=force,
+        verify=not no_verify, progress=Bar(quiet), report=report,
+    )  # fmt: skip
+    if left_out and not quiet and not verbose:
+        click.echo(f"note: {len(left_out)} files that are no .npy files were left out (-v names them)", err=True)
+    _print_summary(summary, as_json, quiet)
+
+
+@cli.command()
+@click.argument("archive")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("-o", "--output", default="decompressed", show_default=True, metavar="DIR", help="Folder to write into.")
+@click.option("--only", multiple=True, metavar="NAME", help="Restore this segment alone (may be repeated).")
+@options("device", "batch_size", "threads", "force", "quiet", "verbose")
+def decompress(
+    archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], device: str, batch_size: int,
+    threads: int | None, force: bool, quiet: bool, verbose: bool,
+) -> int:  # fmt: skip
+    """Restore the segments in ARCHIVE, or those named, as .npy files.
+
+    ARCHIVE is a zip or the folder it was unpacked into. Where segments are damaged, the others are restored still.
+    """
+    chosen = {*only, *names} or None
+    with Archive(archive, device=device, threads=threads) as opened:
+        lost = restore(opened, Path(output), chosen, force=force, batch_size=batch_size, progress=Bar(quiet))
+        restored = [n for n in opened if (chosen is None or n in chosen) and n not in lost]
+    if verbose:
+        for name in restored:
+            click.echo(name, err=True)
+    if lost:
+        click.echo(report_loss(lost, len(lost) + len(restored)), err=True)
+    if not quiet:
+        click.echo(f"restored {_count(len(restored), 'segment')} into {output}", err=True)
+    return 3 if lost else 0
+
+
+@cli.command()
+@click.argument("archive")
+@options("device", "batch_size", "threads", "json", "quiet")
+def test(archive: str, device: str, batch_size: int, threads: int | None, as_json: bool, quiet: bool) -> None:
+    """Decode all of ARCHIVE and check every checksum; write nothing."""
+    summary = api.check(archive, device=device, batch_size=batch_size, threads=threads, progress=Bar(quiet))
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    elif not quiet:
+        click.echo(f"{archive}: {_count(summary.segments, 'segment')}, {_count(summary.tokens, 'token')}: all is well")
+
+
+@cli.command("list")
+@click.argument("archive")
+@options("json")
+def list_(archive: str, as_json: bool) -> None:
+    """List the segments in ARCHIVE; runs no model.
+
+    The bytes of segments that share a stream are their part of it by their number of tokens.
+    """
+    with Archive(archive) as opened:
+        table = describe(opened)
+    if as_json:
+        click.echo(json.dumps(table))
+        return
+    width = max(len(row["name"]) for row in table["segments"])
+    click.echo(f"{'name':{width}}  {'dtype':5}  {'shape':>16}  {'bytes':>12}  {'rate':>7}  codec")
+    for row in table["segments"]:
+        shape = "x".join(str(n) for n in row["shape"])
+        coded = f"{row['bytes']:12,}  {row['rate']:7.3f}  {row['codec']}"
+        click.echo(f"{row['name']:{width}}  {row['dtype']:5}  {shape:>16}  {coded}")
+    click.echo(f"format {table['format']}, written by vqcomp {table['vqcomp']}")
+    model = table["model"]
+    click.echo(f"model {model['name'] or 'of its own'}, sha256 {model['sha256']}" if model else "model none")
+    sizes = ", ".join(f"{key} {table[key + '_bytes']:,}" for key in ("payload", "weights", "runtime"))
+    click.echo(f"{_count(len(table['segments']), 'segment')}, {_count(table['tokens'], 'token')}")
+    click.echo(
+        f"{table['raw_bytes']:,} bytes raw, {table['zip_bytes']:,} bytes of zip ({sizes}): rate {table['rate']:.4f}"
+    )
+
+
+def describe(archive: Archive) -> dict[str, Any]:
+    """What `list --json` prints."""
+    manifest, segments = archive.manifest, []
+    for segment in manifest.segments:
+        group = manifest.groups[segment.group]
+        together = sum(manifest.segments[i].tokens for i in group.segments)
+        spec = manifest.specs[group.spec]
+        raw = segment.tokens * (spec.vocabulary - 1).bit_length() / 8
+        share = group.size * segment.tokens / together
+        segments.append(
+            {
+                "name": segment.name,
+                "dtype": segment.dtype.str,
+                "shape": list(segment.shape),
+                "codec": manifest.codecs[group.spec],
+                "vocabulary": spec.vocabulary,
+                "bytes": round(share),
+                "rate": raw / share if share else 0.0,
+                "group": segment.group,
+            }
+        )
+    summary = asdict(api.summarize(archive, 0.0))
+    del summary["seconds"], summary["tokens_per_second"], summary["segments"]
+    model = None
+    if manifest.model:
+        size, sha256 = manifest.model
+        model = {"name": choice.model_name(sha256), "bytes": size, "sha256": sha256}
+    return {"format": format.FORMAT, "vqcomp": manifest.version, "model": model, **summary, "segments": segments}
+
+
+@cli.command()
+@click.argument("archive")
+@click.argument("data")
+@options("device", "batch_size", "threads", "grid", "json", "quiet")
+def evaluate(
+    archive: str,
+    data: str,
+    device: str,
+    batch_size: int,
+    threads: int | None,
+    grid: Grid | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate."""
+    summary = api.evaluate(
+        archive, data, device=device, batch_size=batch_size, threads=threads, grid=grid, progress=Bar(quiet)
+    )
+    click.echo(json.dumps(asdict(summary)) if as_json else f"Compression rate: {summary.rate:.4f}")
+
+
+@cli.command("sample-data")
+@click.argument("folder", metavar="DIR")
+@click.option("--segments", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N")
+@click.option("--frames", type=click.IntRange(1, 100_000), default=300, show_default=True, metavar="N")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
+@options("force", "quiet")
+def sample_data(folder: str, segments: int, frames: int, seed: int, force: bool, quiet: bool) -> None:
+    """Write synthetic segments into DIR, to try things out with; their rates say nothing about real video."""
+    from .sample import write_samples
+
+    paths = write_samples(Path(folder), segments, frames, seed, force=force)
+    if not quiet:
+        click.echo(f"wrote {_count(len(paths), 'synthetic segment')} into {folder}", err=True)
+
+
+@cli.command()
+@click.argument("data")
+@click.option("-o", "--output", required=True, metavar="MODEL.vqm", help="File to write.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Optimiser steps.")
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Windows in a step.")
+@click.option(
+    "--held-out", type=click.IntRange(0), metavar="N", help="Last frames of each segment, to choose weights by."
+)
+@click.option("--seed", type=int, metavar="N", help="Seed of weights, windows and dropout.")
+@options("threads", "grid", "force", "quiet")
+def train(
+    data: str, output: str, steps: int | None, batch_size: int | None, held_out: int | None, seed: int | None,
+    threads: int | None, grid: Grid | None, force: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Train a model on DATA for `compress --model MODEL.vqm`."""
+    settings = {"steps": steps, "batch": batch_size, "held_out": held_out, "seed": seed}
+    result = api.train(
+        data, output, {k: v for k, v in settings.items() if v is not None}, threads=threads, grid=grid, force=force,
+        report=None if quiet else lambda line: click.echo(line, err=True),
+    )  # fmt: skip
+    if not quiet:
+        click.echo(
+            f"{output}: {result.size:,} bytes, {result.bits_per_token:.4f} bits/token (step {result.step})", err=True
+        )
+
+
+def _print_summary(summary: api.Summary, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+        return
+    if quiet:
+        return
+    s = summary
+    click.echo(
+        f"{_count(s.segments, 'segment')}, {_count(s.tokens, 'token')}, "
+        f"{s.seconds:.1f} s, {s.tokens_per_second:,.0f} tokens/s\n"
+        f"raw      {s.raw_bytes:15,} bytes\n"
+        f"zip      {s.zip_bytes:15,} bytes\n"
+        f"  payload{s.payload_bytes:15,} bytes, {s.payload_bits_per_token:.4f} bits/token\n"
+        f"  weights{s.weights_bytes:15,} bytes\n"
+        f"  runtime{s.runtime_bytes:15,} bytes\n"
+        f"  rest   {s.rest_bytes:15,} bytes\n"
+        f"Compression rate: {s.rate:.4f}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    # Asked to end, leave by an exception: temporary files are removed on the way out.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        return cli.main(arguments, prog_name="vqcomp", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except VqcompError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except MemoryError:
+        click.echo("error: out of memory; try a smaller --batch-size", err=True)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not complain when it flushes what is left.
+        sys.stdout = None
+        return 1

@@ -1,0 +1,1 @@
+"""All that decoding needs, and nothing else: these files travel inside every archive, verbatim."""

@@ -1,0 +1,93 @@
+"""Restores the token files in this archive. Needs Python 3.10 or newer, and nothing else that it cannot install.
+
+python decompress.py            writes into $OUTPUT_DIR, or ./decompressed
+VQCOMP_NO_PIP=1                 never install anything
+"""
+
+import atexit
+import importlib.abc
+import importlib.metadata
+import importlib.util
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+PACKAGE = "vqcomp_runtime"
+NUMPY, CONSTRICTION = "numpy==2.2.6", "constriction==0.5.0"
+"""Any NumPy will do if one is there; the format relies on this very version of constriction."""
+
+
+class Runtime(importlib.abc.InspectLoader, importlib.abc.MetaPathFinder):
+    """Imports the modules in runtime.tar.xz from memory, as a package; no file is written."""
+
+    def __init__(self, path):
+        with tarfile.open(path, "r:xz") as tar:
+            files = {name: tar.extractfile(name) for name in tar.getnames()}
+            sources = {f"{PACKAGE}.{name[:-3]}": file.read().decode() for name, file in files.items() if file}
+        self.sources = {name.replace(".__init__", ""): source for name, source in sources.items()}
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name in self.sources else None
+
+    def is_package(self, name):
+        return name == PACKAGE
+
+    def get_source(self, name):
+        return self.sources[name]
+
+
+def missing():
+    """Requirements that this Python does not meet."""
+    found = []
+    if importlib.util.find_spec("numpy") is None:
+        found.append(NUMPY)
+    try:
+        version = importlib.metadata.version("constriction")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    if f"constriction=={version}" != CONSTRICTION:
+        found.append(CONSTRICTION)
+    return found
+
+
+def install(requirements):
+    """Install into a private temporary folder that goes away when Python ends."""
+    folder = tempfile.mkdtemp(prefix="vqcomp-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Without dependencies: constriction has NumPy alone, and a second NumPy would not fit the torch that may be here.
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, *requirements]
+    print("installing", *requirements, "into", folder, file=sys.stderr)
+    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+        return False
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    return True
+
+
+def main():
+    if sys.version_info < (3, 10):
+        sys.exit("error: expected Python 3.10 or newer, found " + sys.version.split()[0])
+    here = os.path.dirname(os.path.abspath(__file__))
+    # Restored files may lie beside this script; none of them may be taken for a module.
+    sys.path[:] = [p for p in sys.path if os.path.realpath(p or os.curdir) != os.path.realpath(here)]
+    needed = missing()
+    if needed and (os.environ.get("VQCOMP_NO_PIP", "0") not in ("", "0") or not install(needed)):
+        print("error: missing packages; install them with", file=sys.stderr)
+        print("   ", sys.executable, "-m pip install", *needed, file=sys.stderr)
+        return 1
+    path = os.path.join(here, "vqcomp", "runtime.tar.xz")
+    try:
+        runtime = Runtime(path)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, tarfile.TarError) as error:
+        print(f"error: {path} is damaged or missing: {error}", file=sys.stderr)
+        return 3
+    sys.meta_path.insert(0, runtime)
+    return importlib.import_module(PACKAGE + ".main").main(here)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
