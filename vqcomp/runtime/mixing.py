@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .online import OnlineNetwork
 from .spec import TokenSpec
 
 UNIT = 64
@@ -61,7 +62,7 @@ DELTA = 24
 LIMIT = 250
 MAP_LIMIT = 1023
 WA = 0.0
-WB = 0.1
+WB = 0.05
 
 
 CBITS = 18
@@ -69,6 +70,10 @@ CDEC = 4
 
 
 CAP = 32
+
+
+ONLINE = True
+WN = 0.5
 
 
 class _Past:
@@ -102,11 +107,16 @@ class _Past:
 class TreeMixer:
     """Predicts and learns the decisions of one factor."""
 
-    def __init__(self, spec: TokenSpec, factor: int, segments: int):
+    def __init__(self, spec: TokenSpec, factor: int, segments: int, networks: int = 0):
         self.size = spec.factors[factor]
         self.levels = (self.size - 1).bit_length()
         self.positions = spec.positions
         self.past = _Past(spec, factor, segments)
+        self.online = None
+        if ONLINE and self.size <= 4096:
+            own = [self.size + 1] * 3
+            self.online = OnlineNetwork(self.size, self.positions, own + list(spec.factors[:factor]), 3)
+            networks += 1
         self.n_ctx = K = len(self._contexts(None))
         self.bits = TABLE_BITS
         self.table = np.zeros(K << self.bits, np.uint32)
@@ -128,9 +138,10 @@ class TreeMixer:
         self.cmap_n = np.zeros(Kc * self.levels * self.cstates)
         self.cmap_base = np.arange(Kc) * (self.levels * self.cstates)
         self.acc = np.zeros(max(len(self.map_p), len(self.cmap_p)), np.int64)
-        self.inputs = J = 2 * K + 1 + Kc
+        self.inputs = J = 2 * K + 1 + Kc + networks
         self.set_sizes = [self.levels * 8, self.positions, 1 << min(self.levels, 8)]
         w0 = np.zeros(J); w0[:K] = np.rint(ONE * WA); w0[K:2*K] = np.rint(ONE * WB)
+        w0[J - networks:] = np.rint(ONE * WN)
         self.weights = [np.tile(w0, (n, 1)) for n in self.set_sizes]
         self.final = np.full((self.levels, len(self.set_sizes)), np.rint(ONE / len(self.set_sizes)))
         self.rate = RATE
@@ -144,11 +155,26 @@ class TreeMixer:
         n, s, w, e = at(1, -1, 0), at(1, 1, 0), at(1, 0, -1), at(1, 0, 1)
         return CONTEXTS(**locals())
 
-    def begin(self, extra=None):
+    def begin(self, extra=None, network=None):
         """Freeze the contexts of the next frame."""
         self.past.keep(len(extra))
         self.hash = self._hashes(self._contexts(extra))
         self.begin2(extra)
+        self.nets = [] if network is None else [network]
+        if self.online is not None:
+            at = self.past.at
+            own = np.stack([at(1), at(2), at(3)], 1).astype(np.int64)
+            current = extra.reshape(len(own), -1)
+            self.nets.append(self.online.predict(np.concatenate([own, current], 1), own))
+        self.sums = []
+        for weights in self.nets:
+            level = np.zeros((len(weights), 1 << self.levels))
+            level[:, : self.size] = weights
+            sums = [level]
+            for _ in range(self.levels):
+                level = level[:, ::2] + level[:, 1::2]
+                sums.append(level)
+            self.sums.append(sums[::-1])
 
     def _hashes(self, contexts):
         cols = []
@@ -206,7 +232,13 @@ class TreeMixer:
         cst += self.cbase
         cst += (np.arange(lo, hi) * self.cstates)[:, None, None]
         ccell = cst.reshape(L * P, self.Kc)
-        st[:, 2 * K + 1:] = STRETCH.take(self.cmap_p.take(ccell).astype(np.int64))
+        st[:, 2 * K + 1 : 2 * K + 1 + self.Kc] = STRETCH.take(self.cmap_p.take(ccell).astype(np.int64))
+        for m, sums in enumerate(self.sums):
+            net = np.empty((L, P))
+            for l in range(L):
+                below = sums[lo + l + 1][np.arange(P)[:, None], (node[l][:, None] * 2 + [0, 1]) - (2 << (lo + l))]
+                net[l] = (below[:, 1] + 1) * 65536.0 / (below.sum(1) + 2)
+            st[:, self.inputs - len(self.sums) + m] = STRETCH.take(np.clip(net, 1, 65535).astype(np.int64)).reshape(-1)
         level = np.repeat(np.arange(lo, hi), P)
         nd = node.reshape(-1)
         sel = [level * 8 + np.tile(self.run, L), np.tile(self.pos, L), np.where(nd < 256, nd, (nd >> np.maximum(level - 7, 0)))]
@@ -226,6 +258,8 @@ class TreeMixer:
         sel = [np.concatenate([t[3][j] for t in self.trace]) for j in range(len(self.weights))]
         bit = bit.reshape(-1)
         K = self.n_ctx
+        if self.online is not None:
+            self.online.update(tokens.reshape(-1))
         self.past.push(tokens)
         # maps
         self._learn(self.map_p, self.map_n, cell, bit)
