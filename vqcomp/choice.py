@@ -17,9 +17,9 @@ from .runtime.spec import TokenSpec
 from .runtime.weights import read_config
 from .tokens import Segment
 
-SAMPLE_FRAMES = 128
-SAMPLE_TOKENS = 1 << 18
-"""Frames of each sampled segment, and tokens in all where segments are few; enough to tell models apart."""
+SAMPLE_SHARE = 16
+SAMPLE_TOKENS = (1 << 16, 1 << 20)
+"""A sample is a 16th of the data, within these bounds: what learns as it codes looks worse on short samples."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ def _cost(
     # From all over the data, as many segments as the adaptive codec codes together: it learns as much as it would.
     count = min(len(segments), 8)
     chosen = [segments[i * len(segments) // count] for i in range(count)]
-    frames = max(SAMPLE_FRAMES, SAMPLE_TOKENS // (count * spec.positions))
+    least, most = SAMPLE_TOKENS
+    budget = min(max(least, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
+    frames = -(-budget // (count * spec.positions))
     sample = [segment.tokens_of(spec)[:frames] for segment in chosen]
     groups = [sample[i : i + codec.group_size] for i in range(0, count, codec.group_size)]
     coded = sum(len(stream) for stream in codec.encode(groups))

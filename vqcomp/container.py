@@ -5,10 +5,10 @@ Equal input gives equal bytes: timestamps, attributes and order are fixed.
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import io
 import json
-import lzma
 import tarfile
 import zipfile
 import zlib
@@ -31,7 +31,6 @@ CODEC_MODULES = {
     "gpt": ("exact", "engine", "coder", "weights", "gpt"),
 }
 """Runtime modules that each codec needs; an archive holds no others."""
-_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
 _ZIP64_FROM = 1 << 31
 
 
@@ -49,7 +48,7 @@ def runtime_modules(codecs: Iterable[str]) -> list[str]:
 
 @lru_cache
 def runtime_archive(codecs: frozenset[str]) -> bytes:
-    """runtime.tar.xz: those modules, verbatim."""
+    """runtime.tar.bz2: those modules, verbatim."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name in runtime_modules(codecs):
@@ -58,7 +57,7 @@ def runtime_archive(codecs: frozenset[str]) -> bytes:
             info = tarfile.TarInfo(name)
             info.size = len(source)
             tar.addfile(info, io.BytesIO(source))
-    return lzma.compress(buffer.getvalue(), filters=_XZ)
+    return bz2.compress(buffer.getvalue())
 
 
 def bootstrap() -> bytes:

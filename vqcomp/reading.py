@@ -13,7 +13,7 @@ import numpy as np
 
 from .runtime import archive
 from .runtime.archive import Reader, Segment
-from .runtime.errors import DamageError, FormatError
+from .runtime.errors import DamageError, FormatError, InputError
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
@@ -30,8 +30,8 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         if not os.path.isdir(path):
             try:
                 self._zip = zipfile.ZipFile(path)
-            except FileNotFoundError:
-                pass  # Reader says so, as it does for folders.
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
             except _ZIP_ERRORS as error:
                 raise FormatError(
                     f"{path}: expected a zip written by vqcomp, found another file or half of one: {error}"
@@ -102,6 +102,13 @@ class Archive(Reader, Mapping[str, np.ndarray]):
                 with self._open(info) as handle:
                     while handle.read(1 << 20):
                         pass
+                if info.compress_type == zipfile.ZIP_DEFLATED:
+                    # zipfile stops at the last byte; other programs also want to see the end of the deflated data.
+                    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+                    self._streams.seek(self._data_start(info))
+                    inflate.decompress(self._streams.read(info.compress_size))
+                    if not inflate.eof or inflate.unused_data:
+                        raise zipfile.BadZipFile("the deflated data do not end where they should")
             except _ZIP_ERRORS as error:
                 raise DamageError(f"{self.path}: {info.filename} is damaged: {error}") from error
 
@@ -125,13 +132,17 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         info = self._info(archive.STREAMS)
         if info.compress_type != zipfile.ZIP_STORED:
             raise FormatError(f"{info.filename}: expected to be stored, found compressed; unzip it and open the folder")
-        handle = open(self.path, "rb")
-        handle.seek(info.header_offset)
-        header = handle.read(30)
+        start = self._data_start(info)
+        return open(self.path, "rb"), start, info.file_size
+
+    def _data_start(self, info: zipfile.ZipInfo) -> int:
+        """Where an entry's bytes begin in the zip."""
+        with open(self.path, "rb") as handle:
+            handle.seek(info.header_offset)
+            header = handle.read(30)
         if header[:4] != b"PK\3\4" or len(header) < 30:
-            handle.close()
             raise DamageError(f"{info.filename}: its header in the zip is damaged")
-        return handle, info.header_offset + 30 + sum(struct.unpack("<HH", header[26:])), info.file_size
+        return info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
 
     def _info(self, entry: str) -> zipfile.ZipInfo:
         assert self._zip

@@ -61,7 +61,10 @@ class Segment:
         """The array just as it is. Raises InputError if it cannot be read any more."""
         if isinstance(self.source, np.ndarray):
             return self.source
-        values = np.concatenate(list(self._blocks()))
+        values, done = np.empty(self.tokens, self.dtype), 0
+        for block in self._blocks():
+            values[done : done + block.size] = block
+            done += block.size
         return values.reshape(self.shape, order="F" if self.fortran else "C")
 
     def maximum(self) -> int:
@@ -258,7 +261,7 @@ def _check(label: str, dtype: np.dtype[Any], shape: tuple[int, ...], grid: Grid 
         raise InputError(f"{label}: expected an array of integers, found {kind}")
     if len(shape) not in (2, 3):
         raise InputError(f"{label}: expected a shape (T, H, W) or (T, H * W), found {shape}")
-    if 0 in shape:
+    if min(shape) < 1:
         raise InputError(f"{label}: expected at least one frame of at least one token, found the shape {shape}")
     if prod(shape) > TOKENS_LIMIT:
         raise InputError(f"{label}: expected at most {TOKENS_LIMIT} tokens, found {prod(shape)}; split it")

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from .spec import TokenSpec
 
 FORMAT = 1
 BOOTSTRAP, ROOT = "decompress.py", "vqcomp/"
-RUNTIME, MODEL, STREAMS, MANIFEST = (ROOT + n for n in ("runtime.tar.xz", "model.vqm", "streams.bin", "manifest.json"))
+RUNTIME, MODEL, STREAMS, MANIFEST = (ROOT + n for n in ("runtime.tar.bz2", "model.vqm", "streams.bin", "manifest.json"))
 CODECS = ("adaptive", "gpt")
 CHECK = ',"check":"{}"}}'
 """How a manifest ends: the sha256 of everything before."""
@@ -129,10 +129,15 @@ def _manifest(table: dict[str, Any]) -> Manifest:
             raise ValueError(f"factors {spec.factors}")
     rows, runs = table["segments"], table["groups"]
     names, n, m = rows["name"], len(rows["name"]), _int(runs["count"], 1)
+    if not isinstance(names, list):
+        raise ValueError("names are a list")
     for name in names:
         check_name(name)
-    if m > n or len(set(names)) < n:
-        raise ValueError("duplicate names, or more groups than segments")
+    folded = {name.casefold() for name in names}
+    if len(folded) < n or folded & {str(folder) for name in folded for folder in PurePosixPath(name).parents}:
+        raise FormatError(f"{MANIFEST}: duplicate names, or a name that is a folder in another")
+    if m > n:
+        raise ValueError("more groups than segments")
     groups: list[Group] = []
     first = offset = 0
     columns = (_column(runs[key], m) for key in ("spec", "segments", "bytes", "crc32"))
@@ -163,7 +168,7 @@ def _manifest(table: dict[str, Any]) -> Manifest:
         tuple(segments),
         tuple(groups),
         str(table["sha256"]),
-        model and (_int(model["bytes"], 1), str(model["sha256"])),
+        None if model is None else (_int(model["bytes"], 1), str(model["sha256"])),
     )
 
 
@@ -324,9 +329,12 @@ class Reader:
                 healthy.append(group)
             except DamageError as error:
                 self._lose(group, error, lost)
+        factors = len(self.manifest.specs[groups[0].spec].factors)
+        # Codecs count every factor of a token.
+        tell = progress and (lambda n: progress(n // factors))
         frames = [[self.manifest.segments[i].shape[0] for i in g.segments] for g in healthy]
         try:
-            decoded = self._codec(healthy[0].spec).decode(streams, frames, progress) if healthy else []
+            decoded = self._codec(healthy[0].spec).decode(streams, frames, tell) if healthy else []
         except DamageError as error:
             if len(healthy) == 1:
                 self._lose(healthy[0], error, lost)

@@ -8,7 +8,6 @@ import atexit
 import importlib.abc
 import importlib.metadata
 import importlib.util
-import lzma
 import os
 import shutil
 import subprocess
@@ -22,10 +21,10 @@ NUMPY, CONSTRICTION = "numpy==2.2.6", "constriction==0.5.0"
 
 
 class Runtime(importlib.abc.InspectLoader, importlib.abc.MetaPathFinder):
-    """Imports the modules in runtime.tar.xz from memory, as a package; no file is written."""
+    """Imports the modules in runtime.tar.bz2 from memory, as a package; no file is written."""
 
     def __init__(self, path):
-        with tarfile.open(path, "r:xz") as tar:
+        with tarfile.open(path, "r:bz2") as tar:
             files = {name: tar.extractfile(name) for name in tar.getnames()}
             sources = {f"{PACKAGE}.{name[:-3]}": file.read().decode() for name, file in files.items() if file}
         self.sources = {name.replace(".__init__", ""): source for name, source in sources.items()}
@@ -79,10 +78,10 @@ def main():
         print("error: missing packages; install them with", file=sys.stderr)
         print("   ", sys.executable, "-m pip install", *needed, file=sys.stderr)
         return 1
-    path = os.path.join(here, "vqcomp", "runtime.tar.xz")
+    path = os.path.join(here, "vqcomp", "runtime.tar.bz2")
     try:
         runtime = Runtime(path)
-    except (OSError, EOFError, ValueError, lzma.LZMAError, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         print(f"error: {path} is damaged or missing: {error}", file=sys.stderr)
         return 3
     sys.meta_path.insert(0, runtime)

@@ -110,7 +110,9 @@ def restore(
         free = shutil.disk_usage(folder).free
         if need > free and not force:
             raise InputError(f"{folder}: too little disk: {need:,} bytes are needed, {free:,} are free")
-        progress.begin("decoding", len(chosen), sum(s.tokens for s in chosen))
+        groups = {s.group for s in chosen}  # decoded as a whole
+        tokens = sum(s.tokens for s in archive.manifest.segments if s.group in groups)
+        progress.begin("decoding", len(chosen), tokens)
         root = folder.resolve()
         for name, array in archive.decode(names, batch_size=batch_size, damaged=lost, progress=count):
             path = folder / name

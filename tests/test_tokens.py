@@ -1,0 +1,287 @@
+"""Where segments come from: everything that is an array of ids is found, and everything else is told apart clearly."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+from conftest import tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqcomp.runtime.errors import InputError
+from vqcomp.runtime.spec import TokenSpec
+from vqcomp.tokens import COMMAVQ, find_segments, find_specs
+
+DTYPES = ["|u1", "|i1", "<u2", ">u2", "<i2", ">i2", "<i4", ">i4", "<u4", ">u4", "<i8", ">i8", "<u8", ">u8"]
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as handle:
+        np.save(handle, array, allow_pickle=True)
+    return path
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_integer_dtype_and_order_is_read_exactly(tmp_path, dtype, order):
+    array = np.asarray(tokens((5, 8, 16), 128, dtype), order=order)
+    ((segment,), _) = find_segments(write(tmp_path / "a.npy", array))
+    assert (segment.dtype.str, segment.shape, segment.grid) == (dtype, (5, 8, 16), (8, 16))
+    np.testing.assert_array_equal(segment.array(), array)
+    assert segment.array().dtype.str == dtype
+    assert segment.maximum() == array.max()
+    np.testing.assert_array_equal(segment.tokens_of(COMMAVQ)[..., 0].reshape(5, 8, 16), array)
+
+
+def test_a_header_of_version_2_is_read(tmp_path):
+    array = tokens((3, 8, 16))
+    with open(tmp_path / "a.npy", "wb") as handle:
+        np.lib.format.write_array(handle, array, version=(2, 0))
+    ((segment,), _) = find_segments(tmp_path)
+    np.testing.assert_array_equal(segment.array(), array)
+
+
+def test_files_are_found_at_any_depth_by_suffix_or_content_and_others_are_left_out(tmp_path):
+    for name in ("b.npy", "a/c.npy", "a/b/c/d.NPY", "e", "a.token.npy", ".hidden.npy"):
+        write(tmp_path / name, tokens((2, 8, 16)))
+    (tmp_path / "notes.txt").write_text("not tokens")
+    (tmp_path / "a/empty").touch()
+    segments, skipped = find_segments(tmp_path)
+    names = [s.name for s in segments]
+    assert names == sorted(["b.npy", "a/c.npy", "a/b/c/d.NPY", "e", "a.token.npy", ".hidden.npy"])
+    assert sorted(skipped) == ["a/empty", "notes.txt"]
+
+
+def test_a_single_file_has_its_own_name(tmp_path):
+    ((segment,), skipped) = find_segments(write(tmp_path / "x" / "only", tokens((2, 128))))
+    assert (segment.name, segment.grid, skipped) == ("only", (8, 16), [])
+
+
+def test_only_headers_are_read_to_find_segments(tmp_path, monkeypatch):
+    write(tmp_path / "a.npy", tokens((4, 8, 16)))
+    monkeypatch.setattr(np, "fromfile", None)
+    assert find_segments(tmp_path)[0][0].shape == (4, 8, 16)
+
+
+def test_links_to_folders_are_followed_and_loops_are_refused(tmp_path):
+    write(tmp_path / "elsewhere/a.npy", tokens((2, 8, 16)))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "link").symlink_to(tmp_path / "elsewhere")
+    assert [s.name for s in find_segments(data)[0]] == ["link/a.npy"]
+    (tmp_path / "elsewhere/back").symlink_to(data)
+    with pytest.raises(InputError, match="leads back"):
+        find_segments(data)
+
+
+def test_the_grid_of_flat_frames_is_given_or_known(tmp_path):
+    flat = write(tmp_path / "flat.npy", tokens((2, 12)))
+    assert find_segments(flat, (3, 4))[0][0].grid == (3, 4)
+    with pytest.raises(InputError, match=r"flat\.npy: 12 tokens per frame, but no --grid"):
+        find_segments(flat)
+    with pytest.raises(InputError, match=r"12 tokens per frame, but --grid is 5x5"):
+        find_segments(flat, (5, 5))
+    known = write(tmp_path / "known.npy", tokens((2, 128)))
+    assert find_segments(known)[0][0].grid == (8, 16)
+    assert find_segments(known, (3, 4))[0][0].grid == (8, 16)
+    assert find_segments(known, (16, 8))[0][0].grid == (16, 8)
+
+
+class Bomb:
+    """Unpickling it would raise AssertionError."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("it was unpickled",))
+
+
+WRONG_ARRAYS = {
+    "floats": (np.zeros((2, 8, 16)), "array of integers, found float64"),
+    "objects": (np.array([[[Bomb()]]]), "objects, which are never unpickled"),
+    "complex": (np.zeros((2, 8, 16), complex), "array of integers, found complex128"),
+    "booleans": (np.zeros((2, 8, 16), bool), "array of integers, found bool"),
+    "records": (np.zeros((2, 8, 16), [("a", "i2")]), "array of integers, found"),
+    "unicode records": (np.zeros((2, 8, 16), [("ä", "i2")]), "expected"),
+    "times": (np.zeros((2, 8, 16), "m8[s]"), "array of integers, found timedelta"),
+    "a number": (np.int16(3), r"shape \(T, H, W\)"),
+    "one dimension": (np.zeros(128, int), r"shape \(T, H, W\) or \(T, H \* W\), found \(128,\)"),
+    "four dimensions": (np.zeros((1, 1, 8, 16), int), r"found \(1, 1, 8, 16\)"),
+    "no frames": (np.zeros((0, 8, 16), int), r"at least one frame.*\(0, 8, 16\)"),
+    "no tokens": (np.zeros((4, 0, 16), int), "at least one frame of at least one token"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_ARRAYS)
+def test_arrays_that_hold_no_ids_are_refused_by_name(tmp_path, kind):
+    array, message = WRONG_ARRAYS[kind]
+    path = write(tmp_path / "bad file.npy", array)
+    with pytest.raises(InputError, match=message) as error:
+        find_segments(tmp_path)
+    assert str(path) in str(error.value)
+
+
+def npy():
+    buffer = io.BytesIO()
+    np.save(buffer, tokens((4, 8, 16)))
+    return buffer.getvalue()
+
+
+WRONG_FILES = {
+    "empty": (b"", "found an empty file"),
+    "text": (b"hello", "found other data"),
+    "pickle": (pickle.dumps(Bomb()), "found other data"),
+    "magic alone": (b"\x93NUMPY", "header cannot be read"),
+    "cut in the header": (npy()[:40], "header cannot be read"),
+    "header of nonsense": (npy()[:10] + b"!" * 200, "header cannot be read"),
+    "header that calls": (npy().replace(b"'descr'", b"print(1"), "header cannot be read"),
+    "unknown version": (b"\x93NUMPY\x09\x00" + npy()[8:], "header"),
+    "cut in the data": (npy()[:-1], r"expected 1152 bytes for \(4, 8, 16\) int16, found 1151; the file is truncated"),
+    "without data": (npy()[:128], "the file is truncated"),
+    "two arrays": (npy() * 2, "remove what follows"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_FILES)
+def test_files_that_are_not_whole_npy_files_are_refused_by_name(tmp_path, kind):
+    content, message = WRONG_FILES[kind]
+    path = tmp_path / "bad.npy"
+    path.write_bytes(content)
+    for data in (path, tmp_path):
+        with pytest.raises(InputError, match=message) as error:
+            find_segments(data)
+        assert str(path) in str(error.value)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_damaged_headers_never_raise_anything_but_input_errors(tmp_path_factory, data):
+    content = bytearray(npy())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(6, 127))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("npy") / "a.npy"
+    path.write_bytes(content)
+    try:
+        ((segment,), _) = find_segments(path)
+    except InputError as error:
+        assert str(path) in str(error)
+    else:
+        assert segment.array().shape == segment.shape
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (np.full((2, 8, 16), -1), "found -1"),
+        (np.full((2, 8, 16), 65536), "found 65536"),
+        (np.full((2, 8, 16), 2**64 - 1, np.uint64), "found 18446744073709551615"),
+    ],
+)
+def test_ids_out_of_range_are_refused_by_name(tmp_path, array, found):
+    path = write(tmp_path / "a.npy", array)
+    ((segment,), _) = find_segments(path)
+    with pytest.raises(InputError, match=rf"a\.npy: expected ids in 0\.\.65535, {found}"):
+        segment.maximum()
+
+
+def test_missing_empty_and_special_inputs_are_refused(tmp_path):
+    with pytest.raises(InputError, match="missing: cannot be read: No such file"):
+        find_segments(tmp_path / "missing")
+    with pytest.raises(InputError, match="it is empty"):
+        find_segments(tmp_path)
+    with pytest.raises(InputError, match="it is empty"):
+        find_segments({})
+    (tmp_path / "notes.txt").write_text("not tokens")
+    with pytest.raises(InputError, match="found none"):
+        find_segments(tmp_path)
+    with pytest.raises(InputError, match="found neither"):
+        find_segments(tmp_path / "notes.txt")
+    (tmp_path / "gone.npy").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"gone\.npy: cannot be read"):
+        find_segments(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_named_like_a_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(InputError, match=r"pipe\.npy: expected a regular file"):
+        find_segments(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_files_and_folders_are_refused_by_name(tmp_path):
+    path = write(tmp_path / "sub" / "a.npy", tokens((2, 8, 16)))
+    path.chmod(0)
+    with pytest.raises(InputError, match=r"a\.npy: cannot be read: Permission denied"):
+        find_segments(tmp_path)
+    path.parent.chmod(0)
+    with pytest.raises(InputError, match=r"sub: cannot be read: Permission denied"):
+        find_segments(tmp_path)
+    path.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["A.npy", "a.npy"], "duplicate names: 'A.npy' and 'a.npy'"),
+        (["x/a", "X/A"], "duplicate names"),
+        (["e\u0301", "\xe9"], "duplicate names"),
+        (["a", "a/b"], "duplicate names: 'a' is a file"),
+        (["decompress.py"], "clashes"),
+        (["vqcomp/a.npy"], "clashes"),
+        (["VQComp/a.npy"], "clashes"),
+        (["a\\b"], "absolute path, or one of Windows"),
+        (["C:a"], "absolute path, or one of Windows"),
+        (["/etc/passwd"], "absolute path"),
+        (["../a"], "part that is empty"),
+        (["a/../b"], "part that is empty"),
+        (["a//b"], "part that is empty"),
+        ([""], "is empty"),
+        (["a\nb"], "control characters"),
+        (["a\0b"], "control characters"),
+        (["a\udcff"], "not Unicode"),
+    ],
+)
+def test_names_that_cannot_be_restored_everywhere_are_refused(names, message):
+    with pytest.raises(InputError, match=message):
+        find_segments({name: tokens((1, 2, 2)) for name in names})
+
+
+def test_values_that_change_between_two_looks_are_noticed(tmp_path):
+    path = write(tmp_path / "a.npy", tokens((4, 8, 16)))
+    ((segment,), _) = find_segments(path)
+    spec = TokenSpec(8, 16, (segment.maximum() + 1,))
+    write(path, np.full((4, 8, 16), 1000, "<i2"))
+    with pytest.raises(InputError, match="the file changed"):
+        segment.tokens_of(spec)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="got shorter"):
+        segment.array()
+    path.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        segment.array()
+
+
+def test_factors_of_an_id_vary_fastest_first():
+    ((segment,), _) = find_segments({"a": np.array([[[0, 1], [512, 1025]]])})
+    found = segment.tokens_of(TokenSpec(2, 2, (512, 128)))
+    np.testing.assert_array_equal(found, [[[0, 0], [1, 0], [0, 1], [1, 2]]])
+
+
+@given(st.lists(st.tuples(st.sampled_from([(8, 16), (3, 4), (2, 2)]), st.integers(0, 65535)), min_size=1))
+def test_specs_fit_their_segments_and_known_ones_come_first(items):
+    arrays = {str(i): np.full((1, *grid), maximum) for i, (grid, maximum) in enumerate(items)}
+    segments = [find_segments({name: array})[0][0] for name, array in arrays.items()]
+    known = [TokenSpec(3, 4, (70,)), COMMAVQ]
+    specs = find_specs(segments, [m for _, m in items], known)
+    for (grid, maximum), spec in zip(items, specs):
+        assert (spec.height, spec.width) == grid
+        assert maximum < spec.vocabulary <= 65536
+        assert all(2 <= factor <= 65536 for factor in spec.factors)
+        fitting = [k for k in known if (k.height, k.width) == grid and maximum < k.vocabulary]
+        assert spec == fitting[0] if fitting else spec not in known
+    # Segments of a grid that fit no known spec share one.
+    assert len(set(specs)) <= len(known) + 3
