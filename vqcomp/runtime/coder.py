@@ -17,6 +17,7 @@ PRECISION = 24
 """constriction's default: probabilities are multiples of 2^-24."""
 GROUP = 32
 LOGIT_BITS = 6
+"""Logits are in 1/64 bit."""
 WEIGHT_BITS = 18
 """The largest weight is 2^18, so the sum of a group stays below 2^24."""
 
@@ -105,7 +106,7 @@ class Tables:
         self.ops, self.size = ops, logits.shape[1]
         w = weights(logits, ops)
         if self.size % GROUP:
-            w = ops.concat([w, w[:, : GROUP - self.size % GROUP] * 0], 1)
+            w = ops.concat([w, ops.load(np.zeros((len(w), -self.size % GROUP), np.float32))], 1)
         self.groups = w.shape[1] // GROUP
         self.w = w.reshape(len(logits) * self.groups, GROUP)  # (rows * groups, GROUP)
 

@@ -55,15 +55,13 @@ class State:
 
     frames: Array
     """(B, history - 1, padded grid) ids of the latest frames, -1 outside the grid and before the first frame."""
-    keys: list[Array]
-    """Per block (B, S, temporal heads, steps kept, head_dim); at most N - 1 steps are kept."""
-    values: list[Array]
+    kv: list[Array]
+    """Per block the keys and values of at most N - 1 steps: (steps kept, 2, B * S * temporal heads, head_dim)."""
 
     def keep(self, segments: int) -> None:
         """Go on with the first `segments` only."""
-        self.frames = self.frames[:segments]
-        self.keys = [k[:segments] for k in self.keys]
-        self.values = [v[:segments] for v in self.values]
+        rows = self.kv[0].shape[2] // len(self.frames) * segments
+        self.frames, self.kv = self.frames[:segments], [x[:, :, :rows] for x in self.kv]
 
 
 class Engine:
@@ -76,6 +74,9 @@ class Engine:
 
         def matrix(name: str) -> tuple[Array, Array]:
             codes, scales = tensors[name]
+            if name.endswith("qkv"):
+                rows = _heads_together(c)
+                codes, scales = codes[rows], scales[rows]
             return ops.weight(codes), ops.load(multipliers(scales))
 
         self.position = ops.load(scaled(*tensors["position"], c.residual_max).T)  # (S, D)
@@ -108,8 +109,8 @@ class Engine:
         """The state before the first frame of `batch` segments."""
         c, ops = self.config, self.ops
         shape = (batch, c.history - 1, c.height + 2 * self.margin[0], c.width + 2 * self.margin[1])
-        none = ops.load(np.zeros((batch, c.positions, c.temporal_heads, 0, c.head_dim), np.float32))
-        return State(ops.load(np.full(shape, -1, np.int64)), [none] * c.blocks, [none] * c.blocks)
+        none = ops.empty(0, 2, batch * c.positions * c.temporal_heads, c.head_dim)
+        return State(ops.load(np.full(shape, -1, np.int64)), [none] * c.blocks)
 
     def forward(self, state: State, previous: np.ndarray) -> list[Array]:
         """Predict C frames of each of B segments, and move `state` C steps on.
@@ -191,7 +192,7 @@ class Engine:
     def _norm(self, h: Array) -> Array:
         """Rows scaled to a mean absolute value of NORM_TARGET, as int8-range codes."""
         ops = self.ops
-        total = ops.at_least_(ops.row_sum(ops.abs(h)), 1)
+        total = ops.at_least_(ops.abs_sum(h), 1)
         a = h * ops.quotient(NORM_TARGET * self.config.dim, total)
         return ops.clip_(ops.round_(a), -ACTIVATION_MAX, ACTIVATION_MAX)
 
@@ -199,21 +200,22 @@ class Engine:
         """Spatial heads look at the positions of their own step, temporal heads at the window of their position."""
         cfg, ops = self.config, self.ops
         s, hs, ht, e = cfg.positions, cfg.spatial_heads, cfg.temporal_heads, cfg.head_dim
-        qkv = self._codes(self._norm(h), block["qkv"]).reshape(b * c, s, 3, hs + ht, e)
-        out = []
+        qkv = self._codes(self._norm(h), block["qkv"])  # (rows, 3 A), spatial heads first: see _heads_together
+        out = ops.empty(b, c, s, hs + ht, e)
         if hs:
-            q, k, v = (ops.permute(qkv[:, :, j, :hs], 0, 2, 1, 3) for j in range(3))  # (B C, heads, S, e)
-            o = self._mix(q, k, v, self.space[i])
-            out.append(ops.permute(o, 0, 2, 1, 3).reshape(b * c * s, hs * e))
+            x = ops.permute(qkv[:, : 3 * hs * e].reshape(b * c, s, 3, hs, e), 2, 0, 3, 1, 4)
+            q, k, v = x.reshape(3, b * c * hs, s, e)
+            o = self._mix(q, k, v, self.space[i]).reshape(b, c, hs, s, e)
+            out[:, :, :, :hs] = ops.permute(o, 0, 1, 3, 2, 4)
         if ht:
-            x = qkv.reshape(b, c, s, 3, hs + ht, e)
-            q, k, v = (ops.permute(x[:, :, :, j, hs:], 0, 2, 3, 1, 4) for j in range(3))  # (B, S, heads, C, e)
-            k, v = ops.concat([state.keys[i], k], 3), ops.concat([state.values[i], v], 3)  # (B, S, heads, kept + C, e)
-            drop = max(0, k.shape[3] - (cfg.window - 1))
-            state.keys[i], state.values[i] = k[:, :, :, drop:], v[:, :, :, drop:]
-            o = self._mix(q, k, v, self._temporal_bias(i, c, k.shape[3]))
-            out.append(ops.permute(o, 0, 3, 1, 2, 4).reshape(b * c * s, ht * e))
-        self._add(h, ops.concat(out, 1) if len(out) > 1 else out[0], block["proj"])
+            x = ops.permute(qkv[:, 3 * hs * e :].reshape(b, c, s, 3, ht, e), 1, 3, 0, 2, 4, 5)
+            x = x.reshape(c, 3, b * s * ht, e)
+            kv = ops.concat([state.kv[i], x[:, 1:]], 0)  # (kept + C, 2, B * S * heads, e)
+            state.kv[i] = kv[max(0, len(kv) - (cfg.window - 1)) :]
+            q, k, v = (ops.permute(y, 1, 0, 2) for y in (x[:, 0], kv[:, 0], kv[:, 1]))
+            o = self._mix(q, k, v, self._temporal_bias(i, c, len(kv))).reshape(b, s, ht, c, e)
+            out[:, :, :, hs:] = ops.permute(o, 0, 3, 1, 2, 4)
+        self._add(h, out.reshape(-1, cfg.attention_dim), block["proj"])
 
     def _temporal_bias(self, i: int, steps: int, keys: int) -> Array:
         """(heads, C queries, keys), for queries that are the last `steps` of `keys` consecutive steps."""
@@ -224,19 +226,19 @@ class Engine:
         return self.cached["time", i, steps, keys]
 
     def _mix(self, q: Array, k: Array, v: Array, bias: Array) -> Array:
-        """Attention: (..., Q, e), (..., K, e), (..., K, e), bias (heads, Q, K) -> (..., Q, e).
+        """Attention: (n * heads, Q, e), (n * heads, K, e) twice, bias (heads, Q, K) -> (n * heads, Q, e).
 
         The weight of a key is (1 + x / 2^15)^8 for x = score - best score > -2^15, else 0, in 1/127; near exp(x / 2^12).
         """
         ops = self.ops
-        p = ops.bmm(q, ops.transpose(k))
+        p = ops.bmm(q, ops.transpose(k)).reshape(-1, *bias.shape)
         p += bias
         p -= ops.row_max(p) - SCORE_RANGE
         ops.at_least_(p, 0)
         for _ in range(3):
             p *= p
         p *= ACTIVATION_MAX * 2.0**-120  # 127 / SCORE_RANGE^8
-        ops.round_(p)
+        p = ops.round_(p).reshape(len(q), *bias.shape[1:])
         o = ops.bmm(p, v)
         o *= ops.quotient(1, ops.row_sum(p))
         return ops.round_(o)
@@ -284,6 +286,13 @@ def _check_sums(config: ModelConfig, tensors: Tensors) -> None:
             largest = codes.shape[1] * WEIGHT_MAX * (1 if kind == "flags" else ACTIVATION_MAX)
             if largest * float(multipliers(scales).max()) > 1 << 23:
                 raise ModelError(f"tensor {name}: scale code {scales.max()} is too large for exact sums")
+
+
+def _heads_together(config: ModelConfig) -> np.ndarray:
+    """Rows of qkv in the order that attention reads: q, k, v of the spatial heads, then those of the temporal heads."""
+    rows = np.arange(3 * config.attention_dim).reshape(3, config.heads, config.head_dim)
+    space, time = rows[:, : config.spatial_heads], rows[:, config.spatial_heads :]
+    return np.concatenate([space.reshape(-1), time.reshape(-1)])
 
 
 def _spatial_bias(config: ModelConfig, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -39,6 +39,10 @@ class NumpyOps:
         """Array of this backend -> host array."""
         return np.ascontiguousarray(x)
 
+    def empty(self, *shape: int) -> Array:
+        """float32, values undefined."""
+        return np.empty(shape, np.float32)
+
     def weight(self, codes: np.ndarray) -> Array:
         """(N, K) integer codes -> what `linear` wants."""
         return np.ascontiguousarray(codes.T, self.gemm)
@@ -48,7 +52,7 @@ class NumpyOps:
         return np.matmul(x.astype(self.gemm, copy=False), weight).astype(np.float32, copy=False)
 
     def bmm(self, a: Array, b: Array) -> Array:
-        """(..., M, K) @ (..., K, N), exact under the same condition."""
+        """(n, M, K) @ (n, K, N), exact under the same condition."""
         return np.matmul(a, b)
 
     def take(self, table: Array, index: Array, axis: int = 0) -> Array:
@@ -74,8 +78,9 @@ class NumpyOps:
     def row_sum(self, x: Array) -> Array:
         return x.sum(axis=-1, keepdims=True)
 
-    def abs(self, x: Array) -> Array:
-        return np.abs(x)
+    def abs_sum(self, x: Array) -> Array:
+        """Of each row, kept as a column."""
+        return np.abs(x).sum(axis=-1, keepdims=True)
 
     def quotient(self, numerator: float, x: Array) -> Array:
         """numerator / x, one correctly rounded division."""
@@ -121,6 +126,7 @@ class TorchOps:
         self.name = f"torch:{self.device}"
         self.on_host = self.device.type == "cpu"
         self.gemm = gemm
+        self.constants: dict[float, Array] = {}
         # A product of integers within 8 bits is exact in TF32 as well, but the attention weights are sums of products.
         torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -129,6 +135,9 @@ class TorchOps:
 
     def host(self, x: Array) -> np.ndarray:
         return x.contiguous().cpu().numpy()
+
+    def empty(self, *shape: int) -> Array:
+        return self.torch.empty(shape, dtype=self.torch.float32, device=self.device)
 
     def weight(self, codes: np.ndarray) -> Array:
         dtype = {"float32": np.float32, "float64": np.float64, "int8": np.int8}[self.gemm]
@@ -148,7 +157,9 @@ class TorchOps:
         return self.torch._int_mm(x, weight)[:rows, :columns].float()
 
     def bmm(self, a: Array, b: Array) -> Array:
-        return self.torch.matmul(a, b)
+        if a.shape[1] == 1 and self.on_host:  # many products of a row and a small matrix: bmm takes three times as long
+            return (a.mT * b).sum(1, keepdim=True)
+        return self.torch.bmm(a, b)
 
     def take(self, table: Array, index: Array, axis: int = 0) -> Array:
         return table.index_select(axis, index)
@@ -171,12 +182,14 @@ class TorchOps:
     def row_sum(self, x: Array) -> Array:
         return x.sum(-1, keepdim=True)
 
-    def abs(self, x: Array) -> Array:
-        return x.abs()
+    def abs_sum(self, x: Array) -> Array:
+        return x.abs().sum(-1, keepdim=True)
 
     def quotient(self, numerator: float, x: Array) -> Array:
         # `number / tensor` is a reciprocal and a product in torch: two roundings. Two tensors are divided properly.
-        return self.torch.div(self.torch.full_like(x, numerator), x)
+        if numerator not in self.constants:
+            self.constants[numerator] = self.torch.tensor(numerator, dtype=self.torch.float32, device=self.device)
+        return self.torch.div(self.constants[numerator], x)
 
     def permute(self, x: Array, *axes: int) -> Array:
         return x.permute(*axes)
