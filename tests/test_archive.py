@@ -371,8 +371,8 @@ def test_unknown_format_versions_are_refused_before_anything_else(tmp_path, mixe
 
 @pytest.mark.parametrize(
     "name",
-    ["../a", "a/../../b", "/a", "a//b", "./a", "", "C:/a", "c:a", "a\\b", "\\\\host\\a", "decompress.py", "DECOMPRESS.PY",
-     "vqcomp/streams.bin", "Vqcomp/x", "a\0", "a\nb", "\udc80"],
+    ["../a", "a/../../b", "/a", "a//b", "./a", "", "C:/a", "c:a", "a\\b", "\\\\host\\a", "decompress.py",
+     "DECOMPRESS.PY", "vqcomp/streams.bin", "Vqcomp/x", "a\0", "a\nb", "\udc80"],
 )  # fmt: skip
 def test_names_that_leave_the_output_folder_are_refused(tmp_path, mixed, name):
     def rename(table):

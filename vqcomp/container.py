@@ -9,6 +9,7 @@ import bz2
 import hashlib
 import io
 import json
+import re
 import tarfile
 import zipfile
 import zlib
@@ -25,12 +26,8 @@ from .runtime import archive
 from .runtime.spec import TokenSpec
 
 RUNTIME_FOLDER = Path(archive.__file__).parent
-COMMON_MODULES = ("__init__", "errors", "spec", "codec", "archive", "main")
-CODEC_MODULES = {
-    "adaptive": ("mixing", "adapt"),
-    "gpt": ("exact", "engine", "coder", "weights", "gpt"),
-}
-"""Runtime modules that each codec needs; an archive holds no others."""
+CODEC_MODULES = {"adaptive": {"adapt"}, "gpt": {"exact", "gpt", "weights"}}
+"""What `codec.make_codec` imports, late, for each codec."""
 _ZIP64_FROM = 1 << 31
 
 
@@ -42,8 +39,15 @@ class CodedSpec(NamedTuple):
 
 
 def runtime_modules(codecs: Iterable[str]) -> list[str]:
-    """File names of the modules that decoding with these codecs needs."""
-    return [f"{m}.py" for m in (*COMMON_MODULES, *(m for c in sorted(set(codecs)) for m in CODEC_MODULES[c]))]
+    """File names of the modules that decoding with these codecs needs: the entry points, and what they import."""
+    found, wanted = set(), {"__init__", "main", "codec"}.union(*(CODEC_MODULES[c] for c in codecs))
+    while wanted:
+        name = wanted.pop()
+        found.add(name)
+        source = (RUNTIME_FOLDER / f"{name}.py").read_text("utf-8")
+        # Imports at the top of a module; those inside functions are for some codecs only.
+        wanted |= set(re.findall(r"^from \.(\w+) import", source, re.MULTILINE)) - found
+    return [f"{name}.py" for name in sorted(found)]
 
 
 @lru_cache

@@ -29,7 +29,7 @@ def synthetic_segment(frames: int, seed: int) -> np.ndarray:
         for velocity, start, patch in patches:
             y, x = ((start + velocity * t).astype(int)) % (8, 16)
             frame[(y + np.arange(3))[:, None] % 8, (x + np.arange(4)) % 16] = patch
-        noise = random.random((8, 16)) < 0.08
+        noise = random.random((8, 16)) < 0.2
         video[t] = np.where(noise, random.choice(codes, (8, 16)), frame)
         # Some codes change for good, so that the past keeps mattering.
         drift = random.random(scene.shape) < 0.002

@@ -106,13 +106,13 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         table = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamageError(f"{MANIFEST}: expected JSON, found {error}") from error
+        raise DamageError(f"{MANIFEST} is damaged: expected JSON, found {error}") from error
     found = table.get("format") if isinstance(table, dict) else None
     if found != FORMAT or isinstance(found, bool):
         raise FormatError(f"{MANIFEST}: expected format {FORMAT}, found {found!r}; a newer vqcomp may read it: upgrade")
     body = data[: -len(CHECK.format("0" * 64))]
     if data != body + CHECK.format(hashlib.sha256(body).hexdigest()).encode():
-        raise DamageError(f"{MANIFEST}: its checksum does not match")
+        raise DamageError(f"{MANIFEST} is damaged: its checksum does not match")
     try:
         return _manifest(table)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -141,14 +141,16 @@ def make_folder(folder: Path, created: list[Path]) -> None:
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder, found a file")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder, found a file")
     for path in reversed(missing):
         try:
             path.mkdir()
         except OSError as error:
             raise InputError(f"{path}: cannot be made: {error.strerror}") from error
         created.append(path)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder, found a file")
 
 
 def report_loss(lost: dict[str, str], total: int) -> str:

@@ -1,0 +1,304 @@
+"""The zip restores itself: with its own modules, where vqcomp has never been, as comma's evaluation runs it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, files_in, tokens
+
+import vqcomp
+from vqcomp import container
+from vqcomp.runtime import archive as format
+
+RUNTIME = REPOSITORY / "vqcomp/runtime"
+OWN = {"decompress.py", format.RUNTIME, format.MODEL, format.STREAMS, format.MANIFEST}
+
+
+def arrays():
+    # Names that would shadow modules, if their folder were searched for modules.
+    return {
+        "json.py": tokens((3, 3, 4), seed=1),
+        "numpy/__init__.py": tokens((2, 12), seed=2, dtype=">i4"),
+        "no extension": tokens((4, 3, 4), seed=3, dtype="<i8"),
+        "other/wide.npy": tokens((2, 2, 3), 900, seed=4),
+    }
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory, tiny_model):
+    """Zips by name of what they need: both codecs, or one."""
+    folder = tmp_path_factory.mktemp("archives")
+    data = {
+        "both": arrays(),
+        "gpt": {n: a for n, a in arrays().items() if a.max() < 70},
+        "adaptive": {n: a for n, a in arrays().items() if a.max() >= 70},
+    }
+    for name, items in data.items():
+        model = "none" if name == "adaptive" else tiny_model
+        vqcomp.compress(items, folder / f"{name}.zip", model=model, grid=(3, 4))
+    return {name: (folder / f"{name}.zip", items) for name, items in data.items()}
+
+
+@pytest.fixture
+def unpacked(archives, tmp_path):
+    """A function that unpacks an archive into a folder and returns (that folder, the arrays)."""
+
+    def unpack(name, folder="unpacked"):
+        path, items = archives[name]
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / folder)
+        return tmp_path / folder, items
+
+    return unpack
+
+
+def run(folder, cwd, *arguments, without=(), before="", **variables):
+    """Run decompress.py in `folder` as a program, on a Python that has no vqcomp nor what is named in `without`."""
+    code = (
+        "import runpy, sys\n"
+        f"for name in {['vqcomp', *without]!r}: sys.modules[name] = None\n"
+        f"{before}\n"
+        "sys.argv = sys.argv[1:]\n"
+        # What Python does for a script: its folder is searched first.
+        "import os; sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("OUTPUT_DIR", "PYTHONPATH")}
+    return subprocess.run(
+        [sys.executable, "-c", code, os.path.relpath(folder / "decompress.py", cwd), *arguments],
+        cwd=cwd,
+        env={**environment, "VQCOMP_NO_PIP": "1", **{k: str(v) for k, v in variables.items()}},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def check_files(folder, items, others=frozenset()):
+    assert files_in(folder) == items.keys() | others
+    for name, array in items.items():
+        # Opened as bytes: np.load by a path would look the same if a suffix had been added.
+        with open(folder / name, "rb") as handle:
+            found = np.load(handle)
+        assert (found.dtype.str, found.shape) == (array.dtype.str, array.shape)
+        np.testing.assert_array_equal(found, array)
+
+
+# ---- what is shipped
+
+
+@pytest.mark.parametrize("name", ["both", "gpt", "adaptive"])
+def test_shipped_modules_are_the_repositorys_byte_for_byte(unpacked, name):
+    folder, _ = unpacked(name)
+    assert (folder / "decompress.py").read_bytes() == (RUNTIME / "decompress.py").read_bytes()
+    with tarfile.open(folder / format.RUNTIME) as tar:
+        shipped = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
+    assert shipped == {module: (RUNTIME / module).read_bytes() for module in shipped}
+    assert {"__init__.py", "main.py", "archive.py", "codec.py", "errors.py", "spec.py"} < shipped.keys()
+    assert ("gpt.py" in shipped) == (name != "adaptive")
+    assert ("adapt.py" in shipped) == (name != "gpt")
+
+
+def test_every_runtime_module_is_shipped_by_some_archive():
+    shipped = {"decompress.py", *container.runtime_modules(container.CODEC_MODULES)}
+    assert {path.name for path in RUNTIME.glob("*.py")} == shipped
+
+
+@pytest.mark.parametrize("path", sorted(RUNTIME.glob("*.py")), ids=lambda p: p.name)
+def test_runtime_modules_import_only_each_other_numpy_constriction_and_perhaps_torch(path):
+    tree = ast.parse(path.read_text("utf-8"), feature_version=(3, 10))
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level in (0, 1)
+            names = [node.module] if node.level == 0 else []
+            if node.level == 1:
+                assert (RUNTIME / f"{node.module}.py").exists()
+        for name in names:
+            root = name.partition(".")[0]
+            assert root in sys.stdlib_module_names or root in ("numpy", "constriction", "torch")
+    late = [n for n in tree.body if isinstance(n, ast.Import) and any(a.name.startswith("torch") for a in n.names)]
+    assert not late, "torch is imported inside functions only"
+
+
+def test_the_bootstrap_pins_the_version_of_constriction_that_the_package_pins():
+    source = (RUNTIME / "decompress.py").read_text("utf-8")
+    assert '"constriction==0.5.0"' in source
+    assert '"constriction==0.5.0"' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
+
+
+# ---- restoring
+
+
+@pytest.mark.parametrize("without", [(), ("torch",)], ids=["with torch", "without torch"])
+@pytest.mark.parametrize("name", ["both", "gpt", "adaptive"])
+def test_an_unpacked_archive_restores_itself_where_vqcomp_is_not_installed(unpacked, tmp_path, name, without):
+    folder, items = unpacked(name)
+    before = files_in(folder)
+    done = run(folder, tmp_path, without=without)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"restored {len(items)} segments into decompressed" in done.stderr
+    check_files(tmp_path / "decompressed", items)
+    assert files_in(folder) == before
+
+
+def test_the_output_folder_may_be_the_unpacked_archive_itself_and_twice(unpacked, tmp_path):
+    folder, items = unpacked("both", "compression_challenge_submission_decompressed")
+    for _ in range(2):
+        done = run(folder, tmp_path, OUTPUT_DIR="./compression_challenge_submission_decompressed/")
+        assert done.returncode == 0, done.stderr
+        check_files(folder, items, OWN)
+
+
+@pytest.mark.parametrize("cwd", ["unpacked", "elsewhere"])
+def test_it_runs_from_any_folder(unpacked, tmp_path, cwd):
+    folder, items = unpacked("both")
+    (tmp_path / "elsewhere").mkdir()
+    done = run(folder, tmp_path / cwd, OUTPUT_DIR=tmp_path / "out/put")
+    assert done.returncode == 0, done.stderr
+    check_files(tmp_path / "out/put", items)
+
+
+def test_some_segments_alone_are_restored(unpacked, tmp_path):
+    folder, items = unpacked("both")
+    done = run(folder, tmp_path, "--only", "json.py", "other/wide.npy", "--device", "numpy")
+    assert done.returncode == 0, done.stderr
+    check_files(tmp_path / "decompressed", {n: items[n] for n in ("json.py", "other/wide.npy")})
+    done = run(folder, tmp_path, "--only", "nothing")
+    assert done.returncode == 1
+    assert "no segment 'nothing'" in done.stderr
+
+
+# ---- what can go wrong
+
+
+def test_damaged_segments_are_listed_and_the_others_restored(unpacked, tmp_path):
+    folder, items = unpacked("both")
+    with vqcomp.open(folder) as archive:
+        group = archive.manifest.groups[archive._segments["json.py"].group]
+    content = bytearray((folder / format.STREAMS).read_bytes())
+    content[group.offset] ^= 1
+    (folder / format.STREAMS).write_bytes(content)
+    done = run(folder, tmp_path)
+    assert done.returncode == 3
+    assert "1 of 4 segments are damaged and lost:\n  json.py: its stream's checksum does not match" in done.stderr
+    check_files(tmp_path / "decompressed", {n: a for n, a in items.items() if n != "json.py"})
+
+
+@pytest.mark.parametrize("entry", [format.RUNTIME, format.MANIFEST, format.MODEL])
+def test_damage_elsewhere_is_an_integrity_error_without_a_traceback(unpacked, tmp_path, entry):
+    folder, _ = unpacked("gpt")
+    content = bytearray((folder / entry).read_bytes())
+    for middle in (len(content) // 2, 20):
+        content[middle] ^= 16
+        (folder / entry).write_bytes(content)
+        done = run(folder, tmp_path)
+        assert done.returncode == 3
+        assert "damaged" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert files_in(tmp_path) == files_in(folder.parent)
+    (folder / entry).unlink()
+    done = run(folder, tmp_path)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "decompressed").exists() or files_in(tmp_path / "decompressed") == set()
+
+
+def test_an_output_folder_that_cannot_be_written_is_an_error_that_names_it(unpacked, tmp_path):
+    folder, _ = unpacked("gpt")
+    (tmp_path / "file").write_text("")
+    done = run(folder, tmp_path, OUTPUT_DIR="file")
+    assert done.returncode == 1
+    assert "error: file: expected a folder, found a file" in done.stderr
+
+
+HIDE = """
+import importlib.metadata, importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name in {hidden} else find(name, *a)
+version = importlib.metadata.version
+def hide(name):
+    if name in {hidden}: raise importlib.metadata.PackageNotFoundError(name)
+    return {versions}.get(name) or version(name)
+importlib.metadata.version = hide
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "versions", "wanted"),
+    [
+        (["constriction"], {}, ["constriction==0.5.0"]),
+        (["numpy", "constriction"], {}, ["numpy==2.2.6", "constriction==0.5.0"]),
+        ([], {"constriction": "0.4.1"}, ["constriction==0.5.0"]),
+    ],
+)
+def test_missing_packages_are_an_error_with_the_command_where_pip_is_forbidden(
+    unpacked, tmp_path, hidden, versions, wanted
+):
+    folder, _ = unpacked("adaptive")
+    done = run(folder, tmp_path, before=HIDE.format(hidden=hidden, versions=versions), VQCOMP_NO_PIP="1")
+    assert done.returncode == 1
+    assert f"{sys.executable} -m pip install {' '.join(wanted)}\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "decompressed").exists()
+
+
+FAKE_PIP = """
+import os, shutil, subprocess
+from types import SimpleNamespace
+import constriction
+home = os.path.dirname(constriction.__file__)
+for name in [n for n in sys.modules if n.startswith("constriction")]: del sys.modules[name]
+def pip(command, **_):
+    print("PIP", *command[1:], file=sys.stderr)
+    target = command[command.index("--target") + 1]
+    if {works}: shutil.copytree(home, os.path.join(target, "constriction"))
+    return SimpleNamespace(returncode=0 if {works} else 1)
+subprocess.run = pip
+import atexit
+def where():
+    module = sys.modules.get("constriction")
+    print("FROM", module and os.path.dirname(os.path.dirname(module.__file__)), file=sys.stderr)
+atexit.register(where)
+"""
+
+
+@pytest.mark.parametrize("forbidden", ["", "0"])
+def test_missing_packages_are_installed_into_a_private_folder_that_goes_away(unpacked, tmp_path, forbidden):
+    folder, items = unpacked("adaptive")
+    (tmp_path / "tmp").mkdir()
+    before = FAKE_PIP.format(works=True) + HIDE.format(hidden=["constriction"], versions={})
+    done = run(folder, tmp_path, before=before, VQCOMP_NO_PIP=forbidden, TMPDIR=tmp_path / "tmp")
+    assert done.returncode == 0, done.stderr
+    (command,) = [line for line in done.stderr.splitlines() if line.startswith("PIP")]
+    assert command.startswith("PIP -m pip install --quiet --no-deps --target ")
+    assert command.endswith(" constriction==0.5.0")
+    (used,) = [line[5:] for line in done.stderr.splitlines() if line.startswith("FROM")]
+    assert f"installing constriction==0.5.0 into {used}" in done.stderr
+    assert Path(used).parent == tmp_path / "tmp"
+    assert list((tmp_path / "tmp").iterdir()) == []
+    check_files(tmp_path / "decompressed", items)
+
+
+def test_a_failed_installation_is_an_error_with_the_command(unpacked, tmp_path):
+    folder, _ = unpacked("adaptive")
+    before = FAKE_PIP.format(works=False) + HIDE.format(hidden=["constriction"], versions={})
+    done = run(folder, tmp_path, before=before, VQCOMP_NO_PIP="")
+    assert done.returncode == 1
+    assert "-m pip install constriction==0.5.0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_older_python_is_told_so(unpacked, tmp_path):
+    folder, _ = unpacked("adaptive")
+    done = run(folder, tmp_path, before="sys.version_info = (3, 9, 18)")
+    assert done.returncode == 1
+    assert "expected Python 3.10 or newer" in done.stderr
