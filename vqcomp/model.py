@@ -33,7 +33,7 @@ GATE_MAX = 2048
 BIAS_MAX = 1 << 14
 RELATIVE_BIAS_MAX = 1 << 20
 ATTENTION_RANGE = 1 << 15
-"""Scores this far below the row's maximum get no attention: u = 1 - distance / range, weight = u^8 ~ exp(-8 distance / range)."""
+"""Scores this far below the row's maximum get no attention; the weight is (1 - distance / range)^8."""
 LOGIT = math.log(2) / 64
 """Nats per unit of a logit, which is 1/64 bit."""
 MASKED = -1e9
@@ -73,7 +73,9 @@ def default_copies(past: int) -> tuple[Offset, ...]:
 _NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 
 
-def quantise(weight: Tensor, unit: Tensor | float, scales: int, steps_per_std: float = STEPS_PER_STD) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(
+    weight: Tensor, unit: Tensor | float, scales: int, steps_per_std: float = STEPS_PER_STD
+) -> tuple[Tensor, Tensor, Tensor]:
     """Float weights (rows, cols) -> codes (rows, cols), multipliers (scales, 1), scale codes (scales,).
 
     All are float32 tensors of exact values. `scales` is the number of rows, or 1 for one scale for the whole tensor.
@@ -279,9 +281,8 @@ class _OutputLoss(torch.autograd.Function):
             grad_matrix.addmm_(p.t(), z[rows])
             grad_offset.add_(p.sum(0))
         bits = 1.0 / (z.shape[0] * math.log(2))
-        ctx.save_for_backward(
-            grad_z.mul_(bits), grad_gates.mul_(bits * LOGIT), grad_matrix.mul_(bits * scale), grad_offset.mul_(bits * LOGIT)
-        )
+        grad_embedding, grad_bias = grad_matrix.mul_(bits * scale), grad_offset.mul_(bits * LOGIT)
+        ctx.save_for_backward(grad_z.mul_(bits), grad_gates.mul_(bits * LOGIT), grad_embedding, grad_bias)
         return z.new_tensor(total * bits)
 
     @staticmethod
@@ -400,7 +401,7 @@ class FrameGPT(nn.Module):
         return _Codes.apply(weight, codes, self._embed_step(f)), m
 
     def export(self) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """The integer network: the config, and for each tensor int8 codes (rows, cols) and int8 scale codes (scales,)."""
+        """The integer network: config, and for each tensor int8 codes (rows, cols) and int8 scale codes (scales,)."""
         tensors = {}
         for name in self.config.tensor_shapes():
             codes, _, scales = self._quantise(name)
@@ -441,7 +442,8 @@ class FrameGPT(nn.Module):
         total = h.new_zeros(())
         for f in range(len(self.config.factors)):
             z, gates, codes, m, bias = self._head(h, f)
-            total = total + _OutputLoss.apply(z, gates * inside, codes, m, bias, copies[..., f].contiguous(), targets[:, f])
+            ids = copies[..., f].contiguous()  # (M, J)
+            total = total + _OutputLoss.apply(z, gates * inside, codes, m, bias, ids, targets[:, f])
         return total
 
     def residual(self, tokens: Tensor) -> Tensor:
@@ -545,7 +547,7 @@ class FrameGPT(nn.Module):
         return torch.stack(flags, -1).to(self.position.dtype)
 
     def _copied(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, S, F) -> ids at the copy offsets (B, T, S, J, F), 0 if there is none; and (B, T, S, J) 1.0 if there is one."""
+        """(B, T, S, F) -> ids at the copy offsets (B, T, S, J, F), and (B, T, S, J) 1.0 where there are such, 0.0 else."""
         b, t, s, factors = tokens.shape
         if not self.config.copies:
             return tokens.new_zeros(b, t, s, 0, factors), torch.zeros(b, t, s, 0)
@@ -559,12 +561,12 @@ class FrameGPT(nn.Module):
         return functional.dropout(x, self.dropout) if self.training and self.dropout else x
 
     def _hide(self, tokens: Tensor) -> Tensor:
-        """Replace the identity of some tokens, and of all tokens of some codes, by that of the frame before the first."""
+        """Show some tokens, and all tokens of some codes, as if there were no frame: their equality stays known."""
         b = tokens.shape[0]
         shown = tokens
         unknown = torch.tensor(self.config.factors)
         if self.token_dropout:
-            shown = torch.where(torch.rand(tokens.shape[:-1] + (1,)) < self.token_dropout, unknown, shown)
+            shown = torch.where(torch.rand((*tokens.shape[:-1], 1)) < self.token_dropout, unknown, shown)
         if self.code_dropout:
             for f, size in enumerate(self.config.factors):
                 lost = torch.rand(b, size) < self.code_dropout
