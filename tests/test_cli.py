@@ -362,10 +362,7 @@ def test_a_run_that_is_killed_leaves_nothing(zipped, verb, name, code):
         "sys.argv[0] = 'vqcomp'\ncli.main()\n"
     )
     before = files_in(zipped)
-    arguments = {
-        "compress": ["compress", "data", "new.zip", "--model", "none"],
-        "decompress": ["decompress", "out.zip"],
-    }
+    arguments = {"compress": ["data", "new.zip", "--model", "none"], "decompress": ["out.zip"]}
     process = subprocess.Popen(
         [sys.executable, "-c", slow, verb, *arguments[verb]],
         env=ENVIRONMENT,
