@@ -547,7 +547,7 @@ class FrameGPT(nn.Module):
         return torch.stack(flags, -1).to(self.position.dtype)
 
     def _copied(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, S, F) -> ids at the copy offsets (B, T, S, J, F), and (B, T, S, J) 1.0 where there are such, 0.0 else."""
+        """(B, T, S, F) -> ids at the copy offsets (B, T, S, J, F), and (B, T, S, J) 1.0 where there is one."""
         b, t, s, factors = tokens.shape
         if not self.config.copies:
             return tokens.new_zeros(b, t, s, 0, factors), torch.zeros(b, t, s, 0)
