@@ -356,8 +356,8 @@ def test_a_run_that_is_killed_leaves_nothing(zipped, verb, name, code):
     # Slow enough to be caught at work, once its temporary file is there.
     slow = (
         "import sys, time\nfrom vqcomp import cli, container\nimport numpy\n"
-        "def slowly(f):\n"
-        "    def call(*a):\n        f(*a)\n        print('at work', flush=True)\n        time.sleep(60)\n    return call\n"
+        "def slowly(f):\n    def call(*a):\n        f(*a)\n        print('at work', flush=True)\n"
+        "        time.sleep(60)\n    return call\n"
         "container.Writer.add = slowly(container.Writer.add)\nnumpy.save = slowly(numpy.save)\n"
         "sys.argv[0] = 'vqcomp'\ncli.main()\n"
     )
