@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## Compress synthetic segments, restore them with the zip's own decompress.py, compare
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	$(BIN)/vqcomp sample-data "$$folder/data" --segments 3 --frames 200; \
+	$(BIN)/vqcomp sample-data "$$folder/data" --segments 2 --frames 200; \
 	$(BIN)/vqcomp compress "$$folder/data" "$$folder/demo.zip"; \
 	$(BIN)/python -m zipfile -e "$$folder/demo.zip" "$$folder/unpacked"; \
 	OUTPUT_DIR="$$folder/restored" $(BIN)/python "$$folder/unpacked/decompress.py"; \

@@ -8,6 +8,7 @@ import shutil
 import struct
 import tracemalloc
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -567,7 +568,7 @@ def test_a_model_that_fits_nothing_is_refused_and_one_that_fits_some_codes_those
 def test_auto_takes_the_model_where_it_makes_the_zip_smaller(tmp_path, tiny_model, monkeypatch):
     from vqcomp import choice
 
-    data = {f"{i}": tokens((40, 3, 4), 70, seed=i) for i in range(4)}
+    data = {f"{i}": tokens((300, 3, 4), 70, seed=i) for i in range(4)}
     model = choice.read_model_file(tiny_model)
     monkeypatch.setattr(choice, "shipped_models", lambda: {"tiny": model})
     lines = []
@@ -583,9 +584,11 @@ def test_weights_are_paid_for_only_where_they_save_more(monkeypatch, tiny_model)
     from vqcomp import choice
 
     model = choice.read_model_file(tiny_model)
-    segments = {model.spec: [None], TokenSpec(2, 2, (2,)): [None]}
+    segments = {model.spec: [SimpleNamespace(tokens=10**6)], TokenSpec(2, 2, (2,)): []}
     for payload, expected in ((880, model), (900, None)):
         monkeypatch.setattr(choice, "_cost", lambda s, spec, m, *_, p=payload: (p, 300, 50) if m else (1200, 0, 40))
         chosen, estimates = choice.choose([model], segments, device="auto", threads=None)
         assert chosen == expected
         assert [(e.model, e.total) for e in estimates] == [("none", 1240), ("tiny", payload + 350)]
+    few = {model.spec: [SimpleNamespace(tokens=1000)]}
+    assert choice.choose([model], few, device="auto", threads=None) == (None, [])

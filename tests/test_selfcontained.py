@@ -279,7 +279,7 @@ def test_missing_packages_are_installed_into_a_private_folder_that_goes_away(unp
     done = run(folder, tmp_path, before=before, VQCOMP_NO_PIP=forbidden, TMPDIR=tmp_path / "tmp")
     assert done.returncode == 0, done.stderr
     (command,) = [line for line in done.stderr.splitlines() if line.startswith("PIP")]
-    assert command.startswith("PIP -m pip install --quiet --no-deps --target ")
+    assert command.startswith("PIP -m pip install --quiet --disable-pip-version-check --no-deps --target ")
     assert command.endswith(" constriction==0.5.0")
     (used,) = [line[5:] for line in done.stderr.splitlines() if line.startswith("FROM")]
     assert f"installing constriction==0.5.0 into {used}" in done.stderr

@@ -129,6 +129,8 @@ def compress(
             chosen, estimates = choice.choose(models, by_spec, device=device, threads=threads)
             for line in _table(estimates):
                 report(line)
+            if models and not estimates:
+                report("no shipped model fits these tokens, or they are too few to be worth its weights")
         else:
             chosen = models[0] if models else None
             if chosen:

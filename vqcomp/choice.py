@@ -105,7 +105,9 @@ def choose(
     extrapolates; weights and runtime are counted. An archive holds one model, since a model fits one spec.
     """
     best, gain, estimates = None, 0, []
-    for spec in dict.fromkeys(m.spec for m in models if m.spec in segments):
+    # Where the weights alone take more than the raw tokens there is nothing to weigh.
+    models = [m for m in models if m.spec in segments and len(m.data) < _raw_bytes(segments[m.spec], m.spec)]
+    for spec in dict.fromkeys(m.spec for m in models):
         # What else the archive needs: the adaptive codec, if some tokens are coded by it whatever the model.
         others = {"adaptive"} if len(segments) > 1 else set()
         plain = Estimate("none", *_cost(segments[spec], spec, None, others, device, threads))
@@ -116,6 +118,10 @@ def choose(
             if plain.total - coded.total > gain:
                 best, gain = model, plain.total - coded.total
     return best, estimates
+
+
+def _raw_bytes(segments: Sequence[Segment], spec: TokenSpec) -> int:
+    return sum(s.tokens for s in segments) * (spec.vocabulary - 1).bit_length() // 8
 
 
 def _cost(

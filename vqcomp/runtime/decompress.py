@@ -58,9 +58,10 @@ def install(requirements):
     folder = tempfile.mkdtemp(prefix="vqcomp-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # Without dependencies: constriction has NumPy alone, and a second NumPy would not fit the torch that may be here.
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, *requirements]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--target", folder, *requirements]
     print("installing", *requirements, "into", folder, file=sys.stderr)
-    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+    if subprocess.run(command, check=False, stdout=sys.stderr, env={**os.environ, "PIP_USER": "0"}).returncode:
         return False
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
