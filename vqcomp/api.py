@@ -257,7 +257,7 @@ def train(
     try:
         import torch
 
-        from .model import default_config
+        from .presets import small
         from .train import TrainConfig
         from .train import train as run
     except ImportError as error:
@@ -269,7 +269,7 @@ def train(
         raise InputError(f"{data}: expected segments of one grid and vocabulary, found {list(by_spec)}")
     ((spec, segments),) = by_spec.items()
     tokens = [segment.tokens_of(spec) for segment in segments]
-    result = run(tokens, default_config(spec), TrainConfig(**settings or {}), progress=report)  # type: ignore[arg-type]
+    result = run(tokens, small(spec), TrainConfig(**settings or {}), progress=report)  # type: ignore[arg-type]
     config, tensors = result.model.export()
     with replacing(out) as temporary:
         size = temporary.write_bytes(
