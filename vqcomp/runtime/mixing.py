@@ -1,41 +1,61 @@
-"""Predicts tokens by mixing contexts, and learns while it does.
+"""Predicts tokens by mixing many opinions, and learns from every frame.
 
-A context-mixing model in the manner of lpaq and paq8 (Mahoney), made frame-synchronous: every token of a frame, in all
-segments of a group, is predicted from the same frozen state with array operations; then the state learns from the
-whole frame at once. A token of one factor is coded as the binary decisions on its bits, from the top bit down.
+Context mixing in the manner of lpaq and paq8 (Mahoney), made frame-synchronous: every token of a frame, in all segments of
+a group, is predicted from the same frozen state with array operations; then the state learns from the whole frame at once.
+A token is a path of binary decisions down the tree of its id's bits, from the top bit down. The opinions on a decision:
 
-Prediction of one decision:
-    tables    each context of past tokens counts the bits seen at this node of its code tree
-    maps      a count becomes a probability by what such counts have meant so far
-    mixer     logits are weighted by several sets of weights, each set chosen by a small context
-    final     a second mixer weighs the sets' predictions
+    counts     the bits seen at this node of the tree, after the same context of past tokens
+    recalls    the last tokens that followed a context
+    networks   the mass that a network gives to each side: a small one that is trained online, and any that the caller has
 
-Everything is an integer, or a float64 that holds an integer below 2^53, or one IEEE division or multiplication that is
-rounded at once; sums are over integers only. So all machines, NumPy versions and thread counts agree to the last bit,
-and no sum depends on the order of the positions.
+Counts and recalls become probabilities through maps that learn what such counts have meant so far; a mixer weighs all
+logits with several sets of weights, each set chosen by a small context; a second mixer weighs the sets' results.
 
-Shapes: P positions of a frame in all active segments, K contexts, L levels, R = L * P decisions, J inputs, M sets.
+All is integers, or float64 that hold integers below 2^53; a quotient or a product with a fraction is rounded at once. What
+a frame teaches is summed over integers before it is applied, so neither the order of positions nor collisions of hashes
+matter, and all machines, NumPy versions and thread counts agree to the last bit.
+
+Shapes: P positions of a frame in all active segments, K contexts, L levels, R = L * P decisions, J opinions, M sets.
 """
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from .online import OnlineNetwork
 from .spec import TokenSpec
 
-UNIT = 64
-"""Steps of a count, so that a scaled-down count keeps a fraction."""
 PROBABILITY = 1 << 16
 LOGIT = 256
 """Steps of a logit per nat."""
 LOGIT_MAX = 11 * LOGIT - 1
 ONE = 65536.0
-"""A weight of 1."""
+"""A mixing weight of 1."""
+HISTORY = 8
+"""Past frames that are kept."""
+COUNT = 64
+"""Steps of a count, so that a count that is scaled down keeps a fraction."""
+COUNT_LIMIT = 30 * COUNT
+COUNT_PRIOR = 24
+"""Added to the steps of either bit."""
+COUNT_BITS = 22
+"""Slots of a context: 2^22 words of 4 bytes; 2^20 words of 8 bytes for a recall."""
+RECALL_BITS = 20
+CANDIDATES = 3
+RECALL_STATES = 3**CANDIDATES * 18
+MAP_LIMIT = 1023.0
+MIX_RATE = 2.0**-15
+MIX_DECISIONS = 64
+"""Decisions of one set and frame that count fully; more are averaged down to so many, so that no step is too large."""
+FINAL_RATE = 2.0**-18
+ONLINE_MAX = 4096
+"""Largest vocabulary for which the online network is worth its time."""
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """(squash, stretch): logit + LOGIT_MAX -> probability of a 1 in 1..65535, and back. Built of integers alone."""
+    """(squash, stretch): logit + LOGIT_MAX -> probability of a 1 in 1..65535; probability -> logit. Integers alone."""
     decay = 18374827034086858296  # floor(2^64 * exp(-1 / LOGIT))
     power, half = 1 << 64, []
     for _ in range(LOGIT_MAX + 1):
@@ -48,286 +68,349 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 SQUASH, STRETCH = _tables()
 
-HISTORY = 8
-"""Past frames that contexts read."""
-BORDER = 2
-"""Cells of padding around a frame, so that every neighbour exists."""
-TABLE_BITS = 22
-COUNT_STEPS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128], np.int64)
+
+def squash(logit: np.ndarray) -> np.ndarray:
+    return SQUASH.take(logit.astype(np.int64) + LOGIT_MAX)
 
 
-RATE = 2.0**-15
-FRATE = 2.0**-18
-DELTA = 24
-LIMIT = 250
-MAP_LIMIT = 1023
-WA = 0.0
-WB = 0.05
+def stretch(probability: np.ndarray) -> np.ndarray:
+    return STRETCH.take(probability.astype(np.int64))
 
 
-CBITS = 18
-CDEC = 4
-
-
-CAP = 32
-
-
-ONLINE = True
-WN = 0.5
-
-
-class _Past:
-    """The last frames of one factor, newest first, with a border; and how long each token has stayed."""
+class Past:
+    """The last frames of one factor and how long tokens have stayed. Arrays of P tokens, V where there is none."""
 
     def __init__(self, spec: TokenSpec, factor: int, segments: int):
-        self.height, self.width, self.fill = spec.height, spec.width, spec.factors[factor]
-        shape = (segments, self.height + 2 * BORDER, self.width + 2 * BORDER)
-        self.frames = [np.full(shape, self.fill, np.uint32) for _ in range(HISTORY)]
+        self.height, self.width, self.none = spec.height, spec.width, spec.factors[factor]
+        self.frames = np.full((HISTORY, segments, self.height + 2, self.width + 2), self.none, np.int64)
         self.run = np.zeros((segments, self.height, self.width), np.int64)
 
-    def at(self, dt: int, dy: int = 0, dx: int = 0) -> np.ndarray:
-        y, x = BORDER + dy, BORDER + dx
-        return self.frames[dt - 1][:, y : y + self.height, x : x + self.width].reshape(-1)
+    def keep(self, segments: int) -> None:
+        """Drop the segments that have ended."""
+        self.frames, self.run = self.frames[:, :segments], self.run[:segments]
 
     def push(self, tokens: np.ndarray) -> None:
-        """tokens (active, S)."""
-        tokens = tokens.reshape(-1, self.height, self.width)
-        active = len(tokens)
-        frame = np.full((active, *self.frames[0].shape[1:]), self.fill, np.uint32)
-        frame[:, BORDER : BORDER + self.height, BORDER : BORDER + self.width] = tokens
-        self.frames = [frame] + [f[:active] for f in self.frames[:-1]]
-        same = (self.at(1) == self.at(2)).reshape(tokens.shape)
-        self.run = np.where(same, np.minimum(self.run[:active] + 1, 255), 0)
+        """tokens (G, S) of the frame that has been coded."""
+        self.frames = np.roll(self.frames, 1, axis=0)
+        self.frames[0, :, 1:-1, 1:-1] = tokens.reshape(-1, self.height, self.width)
+        same = self.frames[0, :, 1:-1, 1:-1] == self.frames[1, :, 1:-1, 1:-1]
+        self.run = np.where(same, np.minimum(self.run + 1, 255), 0)
 
-    def keep(self, active: int) -> None:
-        self.frames = [f[:active] for f in self.frames]
-        self.run = self.run[:active]
+    def at(self, dt: int, dy: int = 0, dx: int = 0) -> np.ndarray:
+        frame = self.frames[dt - 1, :, 1 + dy : 1 + dy + self.height, 1 + dx : 1 + dx + self.width]
+        return frame.reshape(-1)
+
+    def still(self) -> np.ndarray:
+        """How many of the 3x3 tokens around a position did not change in the last frame, 0..9."""
+        run = np.pad(self.run > 0, ((0, 0), (1, 1), (1, 1))).astype(np.int64)
+        rows = run[:, :-2] + run[:, 1:-1] + run[:, 2:]
+        return (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]).reshape(-1)
+
+
+def _hash(contexts: list[tuple[np.ndarray, ...]]) -> np.ndarray:
+    """Contexts, each a tuple of arrays (P,), -> uint32 (P, K)."""
+    columns = []
+    for number, parts in enumerate(contexts):
+        h = np.full(parts[0].shape, number * 0x9E3779B1 + 0x7F4A7C15 & 0xFFFFFFFF, np.uint32)
+        for part in parts:
+            h = (h ^ part.astype(np.uint32)) * np.uint32(0x85EBCA6B)
+            h ^= h >> np.uint32(15)
+        h *= np.uint32(0xC2B2AE35)
+        h ^= h >> np.uint32(13)
+        columns.append(h)
+    return np.stack(columns, axis=1)
+
+
+class _Maps:
+    """Probabilities by state, each the mean of the bits seen in it, the more recent the heavier."""
+
+    def __init__(self, start: np.ndarray):
+        self.probability = start.astype(np.float64)
+        self.count = np.zeros(len(start))
+        self.seen = np.zeros(len(start), np.int64)  # of this frame: decisions, and 2^32 for each 1
+
+    def logits(self, state: np.ndarray) -> np.ndarray:
+        return stretch(self.probability.take(state))
+
+    def learn(self, state: np.ndarray, bits: np.ndarray) -> None:
+        """state (R, K), bits (R,). A state that occurs often is written often, each time with the same value."""
+        flat = state.reshape(-1)
+        np.add.at(self.seen, flat, np.repeat((bits << 32) + 1, state.shape[1]))
+        seen = self.seen.take(flat)
+        self.seen[flat] = 0
+        decisions = (seen & 0xFFFFFFFF).astype(np.float64)
+        ones = (seen >> 32).astype(np.float64)
+        old, count = self.probability.take(flat), self.count.take(flat)
+        new = old + np.rint((ones * PROBABILITY - decisions * old) / (count + decisions + 1.5))
+        self.probability[flat] = np.clip(new, 16, PROBABILITY - 16)
+        self.count[flat] = np.minimum(count + decisions, MAP_LIMIT)
+
+
+class _Counts:
+    """Hashed counts of the bits seen at a node after a context: words of 16 bits for the ones, 16 for all."""
+
+    # A count and a probability choose the state of a map.
+    _COUNT_STEPS = np.searchsorted([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128], np.arange(1025), side="right")
+    _PROBABILITY_STEPS = 33
+
+    def __init__(self, contexts: int, bits: int):
+        self.contexts, self.shift = contexts, np.uint32(32 - bits)
+        self.table = np.zeros(contexts << bits, np.uint32)
+        self.first = np.arange(contexts) << bits
+        steps = self._PROBABILITY_STEPS
+        start = (np.arange(steps) * 2 + 1) * (PROBABILITY // (2 * steps))
+        self.maps = _Maps(np.tile(start, contexts * 13))
+        self.first_state = np.arange(contexts) * (13 * steps)
+
+    def look(self, context: np.ndarray, node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """context (P, K), node (L, P) -> slots (R, K), states of the maps (R, K), logits (R, 2 K)."""
+        key = context ^ (node.astype(np.uint32) * np.uint32(0x9E3779B1))[:, :, None]
+        key *= np.uint32(0x2C1B3C6D)
+        slot = (key >> self.shift).astype(np.int64)
+        slot += self.first
+        slot = slot.reshape(-1, self.contexts)
+        word = self.table.take(slot).astype(np.int64)
+        total = word & 0xFFFF
+        ones = np.minimum(word >> 16, total)
+        p = ((ones + COUNT_PRIOR) * float(PROBABILITY) / (total + 2 * COUNT_PRIOR)).astype(np.int64)
+        np.minimum(p, PROBABILITY - 1, out=p)
+        state = self._COUNT_STEPS.take(total >> 6) * self._PROBABILITY_STEPS
+        state += (p * self._PROBABILITY_STEPS >> 16) + self.first_state
+        return slot, state, np.concatenate([STRETCH.take(p), self.maps.logits(state)], axis=1)
+
+    def learn(self, slot: np.ndarray, state: np.ndarray, bits: np.ndarray) -> None:
+        self.maps.learn(state, bits)
+        flat = slot.reshape(-1)
+        # Words wrap around if one frame overflows a count: the same everywhere, and no harm but to that count.
+        add = (bits * (COUNT << 16) + COUNT).astype(np.uint32)
+        np.add.at(self.table, flat, np.repeat(add, self.contexts))
+        word = self.table.take(flat)
+        over = np.flatnonzero((word & np.uint32(0xFFFF)) > COUNT_LIMIT)
+        word = word[over].astype(np.int64)
+        total = word & 0xFFFF
+        ones = np.minimum(word >> 16, total) * COUNT_LIMIT // total
+        self.table[flat[over]] = (ones << 16 | COUNT_LIMIT).astype(np.uint32)
+
+
+class _Recalls:
+    """Hashed lists of the last three different tokens that followed a context, the newest first, and how often.
+
+    A word: bits 0..3 check the context, 4..15 three counts, 16..63 three tokens.
+    """
+
+    # The first two counts take part in the state.
+    _FIRST = np.array([0, 1, 2, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5]) * 3
+    _SECOND = np.array([0, 1] + [2] * 14)
+
+    def __init__(self, contexts: int, levels: int, bits: int):
+        self.levels, self.shift = levels, np.uint32(32 - bits)
+        self.table = np.zeros(contexts << bits, np.uint64)
+        self.first = np.arange(contexts) << bits
+        self.maps = _Maps(np.full(contexts * levels * RECALL_STATES, PROBABILITY // 2))
+        self.first_state = np.arange(contexts) * (levels * RECALL_STATES)
+
+    def begin(self, context: np.ndarray) -> None:
+        """context (P, K)."""
+        self.slot = (context >> self.shift).astype(np.int64) + self.first
+        self.check = (context & np.uint32(15)).astype(np.uint64)
+        word = self.table.take(self.slot)
+        word = np.where((word & np.uint64(15)) == self.check, word, np.uint64(0)).astype(np.int64)
+        self.tokens = [word >> 16 + 16 * i & 0xFFFF for i in range(CANDIDATES)]
+        self.counts = [word >> 4 + 4 * i & 15 for i in range(CANDIDATES)]
+        self.leaves = [np.where(n > 0, t | 1 << self.levels, 0) for t, n in zip(self.tokens, self.counts, strict=True)]
+        self.state = 3**CANDIDATES * (self._FIRST.take(self.counts[0]) + self._SECOND.take(self.counts[1]))
+        self.state += self.first_state
+
+    def look(self, level: int, node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First level, node (L, P) -> states of the maps (R, K), logits (R, K)."""
+        state = np.empty((*node.shape, self.state.shape[1]), np.int64)
+        for i in range(len(node)):
+            state[i] = self.state + (level + i) * RECALL_STATES
+            for c, leaf in enumerate(self.leaves):
+                child = leaf >> self.levels - (level + i) - 1
+                state[i] += np.where(child >> 1 == node[i][:, None], (child & 1) + 1, 0) * 3**c
+        state = state.reshape(-1, self.state.shape[1])
+        return state, self.maps.logits(state)
+
+    def learn(self, state: np.ndarray, bits: np.ndarray, token: np.ndarray) -> None:
+        """Move token (P,) to the front of its lists. Of positions that share a list, the first one writes it."""
+        self.maps.learn(state, bits)
+        (t1, t2, t3), (n1, n2, n3) = self.tokens, self.counts
+        t = np.broadcast_to(token[:, None], t1.shape)
+        is1, is2, is3 = (t == t1) & (n1 > 0), (t == t2) & (n2 > 0), (t == t3) & (n3 > 0)
+        n = np.minimum(1 + np.where(is1, n1, np.where(is2, n2, np.where(is3, n3, 0))), 15)
+        second, n_second = np.where(is1, t2, t1), np.where(is1, n2, n1 + 1 >> 1)
+        third, n_third = np.where(is1 | is2, t3, t2), np.where(is1 | is2, n3, n2 + 1 >> 1)
+        word = t << 16 | second << 32 | third << 48 | n << 4 | n_second << 8 | n_third << 12
+        slot, first = np.unique(self.slot, return_index=True)
+        self.table[slot] = (word.astype(np.uint64) | self.check).reshape(-1)[first]
+
+
+class _Mass:
+    """What a network says: the mass below each node of the tree."""
+
+    def __init__(self, weights: np.ndarray, levels: int):
+        """weights (P, V): integers, float64, that sum to less than 2^53."""
+        row = np.zeros((len(weights), 1 << levels))
+        row[:, : weights.shape[1]] = weights
+        self.rows = [row]
+        for _ in range(levels):
+            row = row[:, ::2] + row[:, 1::2]
+            self.rows.insert(0, row)
+        self.position = np.arange(len(weights))
+
+    def look(self, level: int, node: np.ndarray) -> np.ndarray:
+        """First level, node (L, P) -> logits (L, P)."""
+        p = np.empty(node.shape)
+        for i, n in enumerate(node):
+            child = self.rows[level + i + 1]
+            zero = (n << 1) - (2 << level + i)
+            ones = child[self.position, zero + 1]
+            p[i] = (ones + 1) * PROBABILITY / (ones + child[self.position, zero] + 2)
+        return stretch(np.clip(p, 1, PROBABILITY - 1))
+
+
+class _Mixer:
+    """Sets of weights over the opinions, and weights over the sets."""
+
+    def __init__(self, sizes: list[int], start: np.ndarray, levels: int):
+        self.weights = [np.tile(start, (size, 1)) for size in sizes]
+        self.final = np.full((levels, len(sizes)), np.rint(ONE / len(sizes)))
+
+    def mix(self, opinions: np.ndarray, chosen: list[np.ndarray], level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """opinions (R, J) logits, chosen set of each context (R,), level (R,) -> sets' logits (R, M), probability (R,)."""
+        dots = np.stack(
+            [np.einsum("rj,rj->r", w.take(c, 0), opinions) for w, c in zip(self.weights, chosen, strict=True)], axis=1
+        )
+        dots = np.clip(np.rint(dots / ONE), -LOGIT_MAX, LOGIT_MAX)
+        final = np.rint(np.einsum("rm,rm->r", self.final.take(level, 0), dots) / ONE)
+        return dots, squash(np.clip(final, -LOGIT_MAX, LOGIT_MAX))
+
+    def learn(
+        self,
+        opinions: np.ndarray,
+        chosen: list[np.ndarray],
+        level: np.ndarray,
+        dots: np.ndarray,
+        probability: np.ndarray,
+        bits: np.ndarray,
+    ) -> None:
+        """Gradient descent on the code length, of each set by itself."""
+        target = bits * float(PROBABILITY)
+        for m, (weights, choice) in enumerate(zip(self.weights, chosen, strict=True)):
+            error = target - squash(dots[:, m])
+            decisions = np.bincount(choice, minlength=len(weights))
+            rate = MIX_RATE * np.minimum(1, MIX_DECISIONS / np.maximum(decisions, 1))
+            weights += np.rint(_sums(opinions * error[:, None], choice, len(weights)) * rate[:, None])
+            np.clip(weights, -16 * ONE, 16 * ONE, out=weights)
+        total = _sums(dots * (target - probability)[:, None], level, len(self.final))
+        decisions = len(bits) / len(self.final)
+        self.final += np.rint(total * (FINAL_RATE * min(1, 128 / decisions)))
+        np.clip(self.final, -16 * ONE, 16 * ONE, out=self.final)
+
+
+def _sums(values: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
+    """Sum values (R, J) of integers into (rows, J)."""
+    columns = values.shape[1]
+    cell = (row * columns)[:, None] + np.arange(columns)
+    return np.bincount(cell.reshape(-1), weights=values.reshape(-1), minlength=rows * columns).reshape(rows, columns)
 
 
 class TreeMixer:
-    """Predicts and learns the decisions of one factor."""
+    """Predicts and learns one factor's tokens: `begin` a frame, `predict` level by level or all at once, `update`."""
 
     def __init__(self, spec: TokenSpec, factor: int, segments: int, networks: int = 0):
-        self.size = spec.factors[factor]
+        """segments: how many start out in the group; networks: how many the caller gives to `begin`."""
+        self.size, self.positions = spec.factors[factor], spec.positions
         self.levels = (self.size - 1).bit_length()
-        self.positions = spec.positions
-        self.past = _Past(spec, factor, segments)
+        self.past = Past(spec, factor, segments)
+        smaller = (len(spec.factors) - 1).bit_length()  # all factors' tables together stay below 256 MiB
+        coded = np.zeros((factor, segments * self.positions), np.int64)
+        counts, recalls = self._contexts(coded)
+        self.counts = _Counts(len(counts), COUNT_BITS - smaller)
+        self.recalls = _Recalls(len(recalls), self.levels, RECALL_BITS - smaller)
         self.online = None
-        if ONLINE and self.size <= 4096:
-            own = [self.size + 1] * 3
-            self.online = OnlineNetwork(self.size, self.positions, own + list(spec.factors[:factor]), 3)
+        if self.size <= ONLINE_MAX:
+            self.online = OnlineNetwork(self.size, self.positions, 7, 3, list(spec.factors[:factor]))
             networks += 1
-        self.n_ctx = K = len(self._contexts(None))
-        self.bits = TABLE_BITS
-        self.table = np.zeros(K << self.bits, np.uint32)
-        self.region = (np.arange(K, dtype=np.int64) << self.bits)
-        # maps: probability of a 1 by (context, count step, probability step)
-        nq, pq = len(COUNT_STEPS), 33
-        self.nq, self.pq = nq, pq
-        start = (np.arange(pq) * 2 + 1) * (PROBABILITY // (2 * pq))
-        self.map_p = np.tile(start.astype(np.float64), K * nq)
-        self.map_n = np.zeros(K * nq * pq)
-        self.map_base = np.arange(K, dtype=np.int64) * (nq * pq)
-        self.step_of = np.searchsorted(COUNT_STEPS, np.arange(1025), side="right") - 1
-        self.Kc = Kc = len(self._recalls(None))
-        self.cbits = CBITS
-        self.cand = np.zeros(Kc << CBITS, np.uint64)
-        self.cregion = np.arange(Kc, dtype=np.int64) << CBITS
-        self.cstates = 27 * 18
-        self.cmap_p = np.full(Kc * self.levels * self.cstates, 32768.0)
-        self.cmap_n = np.zeros(Kc * self.levels * self.cstates)
-        self.cmap_base = np.arange(Kc) * (self.levels * self.cstates)
-        self.acc = np.zeros(max(len(self.map_p), len(self.cmap_p)), np.int64)
-        self.inputs = J = 2 * K + 1 + Kc + networks
-        self.set_sizes = [self.levels * 8, self.positions, 1 << min(self.levels, 8)]
-        w0 = np.zeros(J); w0[:K] = np.rint(ONE * WA); w0[K:2*K] = np.rint(ONE * WB)
-        w0[J - networks:] = np.rint(ONE * WN)
-        self.weights = [np.tile(w0, (n, 1)) for n in self.set_sizes]
-        self.final = np.full((self.levels, len(self.set_sizes)), np.rint(ONE / len(self.set_sizes)))
-        self.rate = RATE
-        self.final_rate = FRATE
+        start = [0.0] * len(counts) + [0.08] * len(counts) + [0.0] * (len(recalls) + 1) + [0.5] * networks
+        sizes = [self.levels * 8, self.positions, self.levels * 24, self.levels * 10]
+        self.mixer = _Mixer(sizes, np.rint(np.array(start) * ONE), self.levels)
 
-    def _contexts(self, extra):
+    def _contexts(self, coded: np.ndarray) -> tuple[list[tuple[np.ndarray, ...]], list[tuple[np.ndarray, ...]]]:
+        """Of counts, and of recalls; coded (factors before this one, P) of the same frame."""
         at = self.past.at
-        z = np.zeros_like(at(1))
-        pos = (z.reshape(-1, self.positions) + np.arange(self.positions, dtype=np.uint32)).reshape(-1)
-        h1, h2, h3, h4 = at(1), at(2), at(3), at(4)
-        n, s, w, e = at(1, -1, 0), at(1, 1, 0), at(1, 0, -1), at(1, 0, 1)
-        return CONTEXTS(**locals())
+        last, before, third = at(1), at(2), at(3)
+        place = np.tile(np.arange(self.positions), len(last) // self.positions)
+        counts: list[tuple[np.ndarray, ...]] = [(np.zeros_like(last),), (place,), (last,), (last, place), (before, place)]
+        counts += [(at(1, dy, dx), place) for dy, dx in ((0, -1), (0, 1), (-1, 0), (1, 0))]
+        recalls = [(place,), (last, place), (last, before, place), (last, before, third)]
+        if len(coded):
+            counts += [tuple(coded), (*coded, last)]
+        return counts, recalls
 
-    def begin(self, extra=None, network=None):
-        """Freeze the contexts of the next frame."""
-        self.past.keep(len(extra))
-        self.hash = self._hashes(self._contexts(extra))
-        self.begin2(extra)
-        self.nets = [] if network is None else [network]
+    def begin(self, coded: np.ndarray, networks: list[np.ndarray] | None = None) -> None:
+        """Freeze what the next frame is predicted from.
+
+        coded (G, S, f): the frame's factors before this one, of the segments that go on. networks: of each, the integer
+        weights of the tokens, float64 (P, V), of any sum below 2^53.
+        """
+        self.past.keep(len(coded))
+        coded = coded.reshape(len(coded) * self.positions, coded.shape[2])
+        contexts, recalls = self._contexts(coded.T)
+        self.context = _hash(contexts)
+        self.recalls.begin(_hash(recalls))
+        masses = list(networks or [])
+        run = self.past.run.reshape(-1)
         if self.online is not None:
-            at = self.past.at
-            own = np.stack([at(1), at(2), at(3)], 1).astype(np.int64)
-            current = extra.reshape(len(own), -1)
-            self.nets.append(self.online.predict(np.concatenate([own, current], 1), own))
-        self.sums = []
-        for weights in self.nets:
-            level = np.zeros((len(weights), 1 << self.levels))
-            level[:, : self.size] = weights
-            sums = [level]
-            for _ in range(self.levels):
-                level = level[:, ::2] + level[:, 1::2]
-                sums.append(level)
-            self.sums.append(sums[::-1])
+            offsets = ((1, 0, 0), (2, 0, 0), (3, 0, 0), (1, 0, 1), (1, 0, -1), (1, 1, 0), (1, -1, 0))
+            past = np.stack([self.past.at(*offset) for offset in offsets], axis=1)
+            masses.append(self.online.predict(past, run, coded))
+        self.masses = [_Mass(weights, self.levels) for weights in masses]
+        self.run, self.still = np.minimum(run, 7), self.past.still()
+        self.place = np.tile(np.arange(self.positions), len(coded) // self.positions)
+        self.trace: list[tuple] = []
 
-    def _hashes(self, contexts):
-        cols = []
-        for i, parts in enumerate(contexts):
-            h = np.full(parts[0].shape, (i * 0x9E3779B1 + 0x7F4A7C15) & 0xFFFFFFFF, np.uint32)
-            for p in parts:
-                h = (h ^ p) * np.uint32(0x85EBCA6B)
-                h ^= h >> np.uint32(15)
-                h *= np.uint32(0xC2B2AE35)
-                h ^= h >> np.uint32(13)
-            cols.append(h)
-        return np.stack(cols, 1)  # (P, K)
+    def predict(self, level: int, node: np.ndarray) -> np.ndarray:
+        """First level, node (L, P) of each level -> probability of a 1, float64 (L, P) of integers in 1..65535."""
+        slot, state, counts = self.counts.look(self.context, node)
+        recall, recalled = self.recalls.look(level, node)
+        masses = [mass.look(level, node).reshape(-1) for mass in self.masses]
+        bias = np.full(len(slot), float(LOGIT))
+        opinions = np.concatenate([counts, recalled, np.stack([bias, *masses], axis=1)], axis=1)  # (R, J)
+        count = len(node)
+        levels = np.repeat(np.arange(level, level + count), node.shape[1])
+        sure = np.clip(opinions[:, -1] // 192 + 12, 0, 23).astype(np.int64) if masses else np.zeros_like(levels)
+        chosen = [
+            levels * 8 + np.tile(self.run, count),
+            np.tile(self.place, count),
+            levels * 24 + sure,
+            levels * 10 + np.tile(self.still, count),
+        ]
+        dots, probability = self.mixer.mix(opinions, chosen, levels)
+        self.trace.append((slot, state, recall, opinions, levels, dots, probability, *chosen))
+        return probability.reshape(node.shape)
 
-    def begin2(self, extra):
-        self.run = np.minimum(self.past.run.reshape(-1), 7)
-        self.pos = np.tile(np.arange(self.positions), len(self.run) // self.positions)
-        c = self._hashes(self._recalls(extra))
-        self.cslot = (c >> np.uint32(32 - self.cbits)).astype(np.int64) + self.cregion  # (P, Kc)
-        word = self.cand.take(self.cslot)
-        self.ccheck = (c & np.uint32(15)).astype(np.uint64)
-        word = np.where((word & np.uint64(15)) == self.ccheck, word, np.uint64(0)).astype(np.int64)
-        self.ct = [(word >> (16 + 16 * a)) & 0xFFFF for a in range(3)]
-        self.cc = [(word >> (4 + 4 * a)) & 15 for a in range(3)]
-        self.leaf = [np.where(c > 0, t | 1 << self.levels, 0) for t, c in zip(self.ct, self.cc)]
-        b1 = np.array([0,1,2,3,3,4,4,4,4,5,5,5,5,5,5,5]); b2 = np.array([0,1]+[2]*14)
-        self.cbase = self.cmap_base + 27 * (b1.take(self.cc[0]) * 3 + b2.take(self.cc[1]))
-        self.trace = []
-
-    def predict(self, lo: int, node: np.ndarray) -> np.ndarray:
-        """First level, node (L, P) -> probability of a 1 in 1..65535, float64 (hi - lo, P)."""
-        L, P, K = len(node), len(self.hash), self.n_ctx
-        hi = lo + L
-        key = (self.hash[None] ^ (node.astype(np.uint32) * np.uint32(0x9E3779B1))[:, :, None])
-        key *= np.uint32(0x2C1B3C6D)
-        slot = (key >> np.uint32(32 - self.bits)).astype(np.int64)
-        slot += self.region
-        slot = slot.reshape(L * P, K)
-        word = self.table.take(slot)
-        n = (word & np.uint32(0xFFFF)).astype(np.int32)
-        n1 = (word >> np.uint32(16)).astype(np.int32)
-        np.minimum(n1, n, out=n1)
-        p = ((n1 + DELTA) * 65536.0 / (n + 2 * DELTA)).astype(np.int64)
-        np.minimum(p, 65535, out=p)
-        cell = self.step_of.take(n >> 6) * self.pq + (p * self.pq >> 16) + self.map_base
-        st = np.empty((L * P, self.inputs))
-        st[:, :K] = STRETCH.take(p)
-        st[:, K : 2 * K] = STRETCH.take(self.map_p.take(cell).astype(np.int64))
-        st[:, 2 * K] = LOGIT
-        cst = np.zeros((L, P, self.Kc), np.int64)
-        for a, leaf in enumerate(self.leaf):
-            for l in range(L):
-                d = self.levels - (lo + l) - 1
-                pre = leaf >> d
-                cst[l] += np.where(pre >> 1 == node[l][:, None], (pre & 1) + 1, 0) * 3**a
-        cst += self.cbase
-        cst += (np.arange(lo, hi) * self.cstates)[:, None, None]
-        ccell = cst.reshape(L * P, self.Kc)
-        st[:, 2 * K + 1 : 2 * K + 1 + self.Kc] = STRETCH.take(self.cmap_p.take(ccell).astype(np.int64))
-        for m, sums in enumerate(self.sums):
-            net = np.empty((L, P))
-            for l in range(L):
-                below = sums[lo + l + 1][np.arange(P)[:, None], (node[l][:, None] * 2 + [0, 1]) - (2 << (lo + l))]
-                net[l] = (below[:, 1] + 1) * 65536.0 / (below.sum(1) + 2)
-            st[:, self.inputs - len(self.sums) + m] = STRETCH.take(np.clip(net, 1, 65535).astype(np.int64)).reshape(-1)
-        level = np.repeat(np.arange(lo, hi), P)
-        nd = node.reshape(-1)
-        sel = [level * 8 + np.tile(self.run, L), np.tile(self.pos, L), np.where(nd < 256, nd, (nd >> np.maximum(level - 7, 0)))]
-        dots = np.empty((L * P, len(sel)))
-        for j, (s, wt) in enumerate(zip(sel, self.weights)):
-            dots[:, j] = np.einsum("rj,rj->r", wt.take(s, 0), st)
-        dots = np.clip(np.rint(dots / ONE), -LOGIT_MAX, LOGIT_MAX)
-        f = np.einsum("rm,rm->r", self.final.take(level, 0), dots)
-        f = np.clip(np.rint(f / ONE), -LOGIT_MAX, LOGIT_MAX).astype(np.int64)
-        p = SQUASH.take(f + LOGIT_MAX)
-        self.trace.append((slot, cell, st, sel, level, dots, p, ccell))
-        return p.reshape(L, P)
-
-    def update(self, bit: np.ndarray, tokens: np.ndarray) -> None:
-        """bit (L, P)."""
-        slot, cell, st, level, dots, p = (np.concatenate([t[i] for t in self.trace]) for i in (0, 1, 2, 4, 5, 6))
-        sel = [np.concatenate([t[3][j] for t in self.trace]) for j in range(len(self.weights))]
-        bit = bit.reshape(-1)
-        K = self.n_ctx
-        if self.online is not None:
-            self.online.update(tokens.reshape(-1))
+    def update(self, bits: np.ndarray, tokens: np.ndarray) -> None:
+        """Learn from the frame: bits (L, P) of all levels, tokens (G, S)."""
+        token, bit = tokens.reshape(-1), bits.reshape(-1)
+        slot, state, recall, opinions, levels, dots, probability, *chosen = (
+            parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*self.trace, strict=True)
+        )
+        training = None if self.online is None else _pool().submit(self.online.update, token)
+        self.counts.learn(slot, state, bit)
+        self.recalls.learn(recall, bit, token)
+        self.mixer.learn(opinions, chosen, levels, dots, probability, bit)
         self.past.push(tokens)
-        # maps
-        self._learn(self.map_p, self.map_n, cell, bit)
-        self._learn(self.cmap_p, self.cmap_n, np.concatenate([t[7] for t in self.trace]), bit)
-        v = np.broadcast_to(tokens.reshape(-1, 1), self.cslot.shape)
-        (t1, t2, t3), (c1, c2, c3) = self.ct, self.cc
-        m1 = (v == t1) & (c1 > 0)
-        m2 = (v == t2) & (c2 > 0)
-        m3 = (v == t3) & (c3 > 0)
-        cf = np.minimum(1 + np.where(m1, c1, np.where(m2, c2, np.where(m3, c3, 0))), 15)
-        n2, d2 = np.where(m1, t2, t1), np.where(m1, c2, (c1 * CDEC) >> 3)
-        n3, d3 = np.where(m1 | m2, t3, t2), np.where(m1 | m2, c3, (c2 * CDEC) >> 3)
-        d2 = np.where((c1 > 0) & ~m1, np.maximum(d2, 1), d2)
-        d3 = np.where((c2 > 0) & ~m1 & ~m2, np.maximum(d3, 1), d3)
-        word = (v << 16) | (n2 << 32) | (n3 << 48) | (cf << 4) | (d2 << 8) | (d3 << 12)
-        word = word.astype(np.uint64) | self.ccheck
-        u, first = np.unique(self.cslot.reshape(-1), return_index=True)
-        self.cand[u] = word.reshape(-1)[first]
-        # mixers
-        target = bit * 65536.0
-        for j, wt in enumerate(self.weights):
-            err = target - SQUASH.take((dots[:, j] + LOGIT_MAX).astype(np.int64))
-            g = st * err[:, None]
-            J = self.inputs
-            at = (sel[j][:, None] * J + np.arange(J)).reshape(-1)
-            total = np.bincount(at, weights=g.reshape(-1), minlength=wt.size).reshape(wt.shape)
-            wt += np.rint(total * self.rate * np.minimum(1, CAP / np.maximum(np.bincount(sel[j], minlength=len(wt)), 1))[:, None])
-        g = dots * (target - p)[:, None]
-        M = len(sel)
-        at = (level[:, None] * M + np.arange(M)).reshape(-1)
-        self.final += np.rint(np.bincount(at, weights=g.reshape(-1), minlength=self.final.size).reshape(self.final.shape) * self.final_rate / (len(bit) / (128 * self.levels)))
-        # tables
-        add = np.where(bit > 0, (UNIT << 16) + UNIT, UNIT).astype(np.uint32)
-        slots = slot.reshape(-1)
-        np.add.at(self.table, slots, np.repeat(add, K))
-        word = self.table.take(slots)
-        n = word & np.uint32(0xFFFF)
-        over = np.flatnonzero(n > LIMIT * UNIT)
-        if len(over):
-            s = slots[over]
-            word = word[over].astype(np.int64)
-            n = word & 0xFFFF
-            n1 = np.minimum(word >> 16, n) * (LIMIT * UNIT) // n
-            self.table[s] = (n1 << 16 | LIMIT * UNIT).astype(np.uint32)
-
-    def _learn(self, map_p, map_n, cell, bit):
-        cells = cell.reshape(-1)
-        add = np.repeat(np.where(bit > 0, (1 << 32) + 1, 1), cell.shape[1])
-        np.add.at(self.acc, cells, add)
-        a = self.acc.take(cells)
-        self.acc[cells] = 0
-        h, o = (a & 0xFFFFFFFF).astype(np.float64), (a >> 32).astype(np.float64)
-        q, m = map_p.take(cells), map_n.take(cells)
-        q += np.rint((o * 65536 - h * q) / (m + h + 1.5))
-        map_p[cells] = np.clip(q, 16, 65520)
-        map_n[cells] = np.minimum(m + h, MAP_LIMIT)
-
-    def _recalls(self, extra):
-        at = self.past.at
-        z = np.zeros_like(at(1))
-        pos = (z.reshape(-1, self.positions) + np.arange(self.positions, dtype=np.uint32)).reshape(-1)
-        h1, h2, h3, h4 = at(1), at(2), at(3), at(4)
-        n, s, w, e = at(1, -1, 0), at(1, 1, 0), at(1, 0, -1), at(1, 0, 1)
-        return RECALLS(**locals())
+        if training is not None:
+            training.result()
 
 
-def RECALLS(pos, h1, h2, h3, h4, n, s, w, e, **_):
-    return [(pos,), (h1, pos), (h1, h2), (h1, h2, pos), (h1, h2, h3), (h1, h2, h3, pos), (h1,h2,h3,h4), (h1,w,e), (h1,n,s), (h1,w,e,n,s)]
+_POOL: list[ThreadPoolExecutor] = []
 
-def CONTEXTS(pos, h1, h2, h3, h4, n, s, w, e, **_):
-    return [(pos,), (h1,), (h1, pos), (h1, h2), (h1, w), (h1, e), (h1, n), (h1, s), (w,), (e,), (n,), (s,), (h2,), (h3,)]
+
+def _pool() -> ThreadPoolExecutor:
+    """A thread for the network's training, beside the tables' learning: they share nothing."""
+    if not _POOL:
+        _POOL.append(ThreadPoolExecutor(1))
+    return _POOL[0]
