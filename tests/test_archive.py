@@ -286,13 +286,25 @@ def test_damage_in_a_stream_is_named_and_the_others_still_decode(tmp_path, mixed
             assert all(name in str(error.value) for name in members)
 
 
-def test_damage_in_the_model_loses_only_what_it_codes(tmp_path, mixed):
+def test_damage_in_the_model_or_its_loss_loses_only_what_it_codes(tmp_path, mixed):
     folder = unpack(mixed, tmp_path / "unpacked")
-    flipped(folder / format.MODEL, 1000, folder / format.MODEL)
-    found, lost = decode_all(folder)
-    assert lost.keys() == {n for n in arrays() if n.startswith("small")}
-    assert all("model.vqm is damaged" in reason for reason in lost.values())
-    assert_same(found, {n: arrays()[n] for n in found})
+    model = folder / format.MODEL
+    for harm, message in (
+        (lambda: flipped(model, 1000, model), "model.vqm is damaged"),
+        (lambda: model.write_bytes(b""), "model.vqm is damaged"),
+        (lambda: model.write_bytes(bytes(1 << 20)), "model.vqm: expected at most"),
+        (model.unlink, "no vqcomp/model.vqm inside"),
+    ):
+        harm()
+        found, lost = decode_all(folder)
+        assert lost.keys() == {n for n in arrays() if n.startswith("small")}
+        assert all(message in reason for reason in lost.values())
+        assert_same(found, {n: arrays()[n] for n in found})
+
+
+def test_one_name_may_be_given_as_a_string(tmp_path, mixed):
+    assert vqcomp.decompress(mixed, tmp_path, "other/3") == ["other/3"]
+    assert files_in(tmp_path) == {"other/3"}
 
 
 @given(data=st.data())

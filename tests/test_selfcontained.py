@@ -197,17 +197,23 @@ def test_damaged_segments_are_listed_and_the_others_restored(unpacked, tmp_path)
 def test_damage_elsewhere_is_an_integrity_error_without_a_traceback(unpacked, tmp_path, entry):
     folder, _ = unpacked("gpt")
     content = bytearray((folder / entry).read_bytes())
-    for middle in (len(content) // 2, 20):
-        content[middle] ^= 16
+    for place in (len(content) // 2, 20):
+        content[place] ^= 16
         (folder / entry).write_bytes(content)
         done = run(folder, tmp_path)
         assert done.returncode == 3
         assert "damaged" in done.stderr
         assert "Traceback" not in done.stderr
-        assert files_in(tmp_path) == files_in(folder.parent)
+        assert not (tmp_path / "decompressed").exists() or files_in(tmp_path / "decompressed") == set()
+
+
+@pytest.mark.parametrize("entry", [format.RUNTIME, format.MANIFEST, format.MODEL, format.STREAMS])
+def test_a_missing_file_is_named(unpacked, tmp_path, entry):
+    folder, _ = unpacked("gpt")
     (folder / entry).unlink()
     done = run(folder, tmp_path)
     assert done.returncode == 3
+    assert entry in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "decompressed").exists() or files_in(tmp_path / "decompressed") == set()
 

@@ -169,6 +169,7 @@ def decompress(
     Each is just what was compressed: name, dtype, shape and values. Raises InputError where a file exists already
     (unless force=True), and DamageError that names what was lost, after everything else has been written.
     """
+    only = {only} if isinstance(only, str) else only
     with Archive(path, device=device, threads=threads) as archive:
         lost = restore(archive, Path(out), only, force=force, batch_size=batch_size or BATCH_SIZE, progress=progress)
         names = [s.name for s in archive.segments if only is None or s.name in only]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -27,7 +27,7 @@ class Model:
     """A model file: its name, its bytes (.vqm), and the tokens that it predicts."""
 
     name: str
-    data: bytes
+    data: bytes = field(repr=False)
     spec: TokenSpec
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -329,6 +330,10 @@ def _count(number: int, noun: str) -> str:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    # A name that the terminal's encoding lacks must not end a listing.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Asked to end, leave by an exception: temporary files are removed on the way out.
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

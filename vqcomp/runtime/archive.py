@@ -234,8 +234,11 @@ class Reader:
         return data
 
     def open_streams(self) -> tuple[BinaryIO, int, int]:
-        """(open file, where the streams start in it, their size in bytes)."""
-        handle = open(self.path / STREAMS, "rb")
+        """(open file, where the streams start in it, their size in bytes). Raises FormatError where there are none."""
+        try:
+            handle = open(self.path / STREAMS, "rb")
+        except FileNotFoundError as error:
+            raise FormatError(f"no {STREAMS} inside; expected an archive written by vqcomp") from error
         return handle, 0, os.fstat(handle.fileno()).st_size
 
     def _stream(self, group: Group) -> bytes:
@@ -253,7 +256,10 @@ class Reader:
             if self.manifest.codecs[spec] == "gpt":
                 assert self.manifest.model
                 size, sha256 = self.manifest.model
-                model = self.read(MODEL, size)
+                try:
+                    model = self.read(MODEL, size)
+                except FormatError as error:
+                    raise DamageError(str(error)) from error
                 if len(model) != size or hashlib.sha256(model).hexdigest() != sha256:
                     raise DamageError(f"{MODEL} is damaged: its checksum does not match")
             self._codecs[spec] = make_codec(
