@@ -21,10 +21,11 @@ from vqcomp import ArchiveError, DamageError, FormatError, InputError, ModelErro
 from vqcomp.container import CodedSpec, Writer, column
 from vqcomp.runtime import archive as format
 from vqcomp.runtime.archive import CHECK, parse_manifest
+from vqcomp.runtime.main import Progress
 from vqcomp.runtime.spec import TokenSpec
 
-QUICK = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def arrays():
@@ -599,8 +600,8 @@ def test_weights_are_paid_for_only_where_they_save_more(monkeypatch, tiny_model)
     segments = {model.spec: [SimpleNamespace(tokens=10**6)], TokenSpec(2, 2, (2,)): []}
     for payload, expected in ((880, model), (900, None)):
         monkeypatch.setattr(choice, "_cost", lambda s, spec, m, *_, p=payload: (p, 300, 50) if m else (1200, 0, 40))
-        chosen, estimates = choice.choose([model], segments, device="auto", threads=None)
+        chosen, estimates = choice.choose([model], segments, device="auto", threads=None, progress=Progress(quiet=True))
         assert chosen == expected
         assert [(e.model, e.total) for e in estimates] == [("none", 1240), ("tiny", payload + 350)]
     few = {model.spec: [SimpleNamespace(tokens=1000)]}
-    assert choice.choose([model], few, device="auto", threads=None) == (None, [])
+    assert choice.choose([model], few, device="auto", threads=None, progress=Progress(quiet=True)) == (None, [])

@@ -193,6 +193,7 @@ def compress_error(*arguments):
         (compress_error("data", "no/such/x.zip"), 1, "no such folder"),
         (compress_error("data/a.npy", "data/a.npy", "-f"), 1, "the output would replace the input"),
         (compress_error("data/a.npy", "data/../data/a.npy", "-f"), 1, "the output would replace the input"),
+        (compress_error("data", "data/a.npy", "-f"), 1, "the output would replace the input"),
         (compress_error("floats.npy", "x.zip"), 1, "floats.npy: expected an array of integers, found float64"),
         (compress_error("flat.npy", "x.zip"), 1, "flat.npy: 10 tokens per frame, but no --grid"),
         (compress_error("negative.npy", "x.zip"), 1, "negative.npy: expected ids in 0..65535, found -1"),

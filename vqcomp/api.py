@@ -116,17 +116,17 @@ def compress(
     if batch < 1:
         raise InputError(f"batch size: expected at least 1, found {batch}")
     _check_output(out, force)
-    if not isinstance(data, Mapping) and out.exists() and Path(data).exists() and out.samefile(data):
-        raise InputError(f"{out}: the output would replace the input; choose another name")
     models = choice.find_models(model)
     segments, skipped = find_segments(data, grid)
+    if out.exists() and any(isinstance(s.source, Path) and out.samefile(s.source) for s in segments):
+        raise InputError(f"{out}: the output would replace the input; choose another name")
     for name in skipped:
         report(f"left out, no .npy file: {name}")
     _check_disk(out, segments)
     try:
         by_spec = _sort(segments, [*(m.spec for m in models), COMMAVQ], progress)
         if os.fspath(model) == "auto":
-            chosen, estimates = choice.choose(models, by_spec, device=device, threads=threads)
+            chosen, estimates = choice.choose(models, by_spec, device=device, threads=threads, progress=progress)
             for line in _table(estimates):
                 report(line)
             if models and not estimates:

@@ -13,6 +13,7 @@ from pathlib import Path
 from .container import runtime_archive
 from .runtime.codec import make_codec
 from .runtime.errors import InputError, ModelError, VqcompError
+from .runtime.main import Reporter
 from .runtime.spec import TokenSpec
 from .runtime.weights import read_config
 from .tokens import Segment
@@ -98,6 +99,7 @@ def choose(
     *,
     device: str,
     threads: int | None,
+    progress: Reporter,
 ) -> tuple[Model | None, list[Estimate]]:
     """The model that makes the whole zip smallest, or None for no network, and the estimates behind it.
 
@@ -110,10 +112,10 @@ def choose(
     for spec in dict.fromkeys(m.spec for m in models):
         # What else the archive needs: the adaptive codec, if some tokens are coded by it whatever the model.
         others = {"adaptive"} if len(segments) > 1 else set()
-        plain = Estimate("none", *_cost(segments[spec], spec, None, others, device, threads))
+        plain = Estimate("none", *_cost(segments[spec], spec, None, others, device, threads, progress))
         estimates.append(plain)
         for model in (m for m in models if m.spec == spec):
-            coded = Estimate(model.name, *_cost(segments[spec], spec, model, others, device, threads))
+            coded = Estimate(model.name, *_cost(segments[spec], spec, model, others, device, threads, progress))
             estimates.append(coded)
             if plain.total - coded.total > gain:
                 best, gain = model, plain.total - coded.total
@@ -131,6 +133,7 @@ def _cost(
     others: set[str],
     device: str,
     threads: int | None,
+    progress: Reporter,
 ) -> tuple[int, int, int]:
     """(payload, weights, runtime) in bytes."""
     data = model.data if model else None
@@ -143,8 +146,10 @@ def _cost(
     frames = -(-budget // (count * spec.positions))
     sample = [segment.tokens_of(spec)[:frames] for segment in chosen]
     groups = [sample[i : i + codec.group_size] for i in range(0, count, codec.group_size)]
-    coded = sum(len(stream) for stream in codec.encode(groups))
     tokens = sum(prod(array.shape[:2]) for array in sample)
+    progress.begin(f"trying {model.name if model else 'none'}", count, tokens)
+    coded = sum(len(s) for s in codec.encode(groups, lambda n: progress.advance(0, n // len(spec.factors))))
+    progress.end()
     payload = coded * sum(s.tokens for s in segments) // tokens
     return payload, len(data or b""), len(runtime_archive(frozenset(others | {codec.name})))
 
