@@ -1,8 +1,8 @@
 """AdaptiveCodec: compresses with a model that learns from the tokens already coded, so there are no weights to ship.
 
-`mixing.py` predicts; this file turns its predictions into range-coded streams. A stream holds one group. Its segments are
-coded in lockstep, sorted from long to short, and learn together. Decisions are coded frame by frame, in a frame factor by
-factor, in a factor level by level of the code tree, in a level segment by segment and position by position.
+`mixing.py` predicts; this file turns its predictions into range-coded streams. A stream holds one group. Its segments
+are coded in lockstep, sorted from long to short, and learn together. Decisions are coded frame by frame, in a frame
+factor by factor, in a factor level by level of the code tree, in a level segment by segment and position by position.
 
 The first decision of a stream says whether the model is used at all: tokens that it cannot predict are coded uniformly.
 """
@@ -10,6 +10,7 @@ The first decision of a stream says whether the model is used at all: tokens tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import constriction
 import numpy as np
@@ -26,7 +27,7 @@ _REPORT = 16
 
 
 class AdaptiveCodec:
-    """Codec (see codec.py) without weights. Tables take at most 256 MiB per factor while a group is coded."""
+    """Codec (see codec.py) without weights. The tables of a group take at most 256 MiB, untouched at first."""
 
     name = "adaptive"
     group_size = 8
@@ -35,7 +36,7 @@ class AdaptiveCodec:
         self.spec = spec
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress = None) -> list[bytes]:
-        """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes, or ids too large."""
+        """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
         return [self._encode_group(list(group), progress) for group in groups]
 
     def decode(
@@ -43,7 +44,7 @@ class AdaptiveCodec:
     ) -> list[list[np.ndarray]]:
         """Inverse of `encode`: streams, and each group's lengths T -> each group's int32 segments (T, S, F).
 
-        Raises DamageError for a stream that `encode` cannot have made. Other damage gives wrong tokens within their range.
+        Raises DamageError for a stream that `encode` cannot have made. Other damage gives wrong tokens within range.
         """
         return [self._decode_group(s, list(f), progress) for s, f in zip(streams, frames, strict=True)]
 
@@ -72,7 +73,7 @@ class AdaptiveCodec:
 
     def _decode_group(self, stream: bytes, lengths: list[int], progress: Progress) -> list[np.ndarray]:
         if len(stream) % 4:
-            raise DamageError(f"expected a stream of whole 32-bit words, found {len(stream)} bytes; fetch the archive again")
+            raise DamageError(f"expected a stream of 32-bit words, found {len(stream)} bytes; fetch the archive again")
         decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
         shape = (self.spec.positions, len(self.spec.factors))
         segments = [np.zeros((length, *shape), np.int32) for length in lengths]
@@ -96,7 +97,7 @@ class AdaptiveCodec:
                     segments[i][time] = tokens
                 self._tell(progress, time, len(members), lengths)
         except (AssertionError, ValueError) as error:  # constriction's words for an impossible stream
-            raise DamageError(f"a stream of {len(stream)} bytes cannot be decoded: {error}; fetch the archive again") from error
+            raise DamageError(f"expected a stream of tokens, found {error}; fetch the archive again") from error
         return segments
 
     def _mixers(self, segments: int) -> list[TreeMixer]:
@@ -111,11 +112,11 @@ class AdaptiveCodec:
                 encoder.encode(tokens, constriction.stream.model.Uniform(size))
         return encoder.get_compressed()
 
-    def _decode_uniform(self, decoder, segments: list[np.ndarray]) -> list[np.ndarray]:
+    def _decode_uniform(self, decoder: Any, segments: list[np.ndarray]) -> list[np.ndarray]:
         for f, size in enumerate(self.spec.factors):
             for segment in segments:
-                count = segment[:, :, f].size
-                segment[:, :, f] = decoder.decode(constriction.stream.model.Uniform(size), count).reshape(len(segment), -1)
+                tokens = decoder.decode(constriction.stream.model.Uniform(size), segment[:, :, f].size)
+                segment[:, :, f] = tokens.reshape(len(segment), -1)
         return segments
 
     def _check(self, segment: np.ndarray) -> None:

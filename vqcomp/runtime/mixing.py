@@ -1,19 +1,19 @@
 """Predicts tokens by mixing many opinions, and learns from every frame.
 
-Context mixing in the manner of lpaq and paq8 (Mahoney), made frame-synchronous: every token of a frame, in all segments of
-a group, is predicted from the same frozen state with array operations; then the state learns from the whole frame at once.
-A token is a path of binary decisions down the tree of its id's bits, from the top bit down. The opinions on a decision:
+Context mixing in the manner of lpaq and paq8 (Mahoney), made frame-synchronous: every token of a frame, in all segments
+of a group, is predicted from the same frozen state with array operations; then the state learns from the whole frame at
+once. A token is a path of binary decisions down the tree of its id's bits, from the top bit down. The opinions:
 
     counts     the bits seen at this node of the tree, after the same context of past tokens
     recalls    the last tokens that followed a context
-    networks   the mass that a network gives to each side: a small one that is trained online, and any that the caller has
+    networks   the mass that a network gives to either side: a small one that is trained online, and any that is given
 
 Counts and recalls become probabilities through maps that learn what such counts have meant so far; a mixer weighs all
 logits with several sets of weights, each set chosen by a small context; a second mixer weighs the sets' results.
 
-All is integers, or float64 that hold integers below 2^53; a quotient or a product with a fraction is rounded at once. What
-a frame teaches is summed over integers before it is applied, so neither the order of positions nor collisions of hashes
-matter, and all machines, NumPy versions and thread counts agree to the last bit.
+All is integers, or float64 that hold integers below 2^53; a quotient or a product with a fraction is rounded at once.
+What a frame teaches is summed over integers before it is applied, so neither the order of positions nor collisions of
+hashes matter, and all machines, NumPy versions and thread counts agree to the last bit.
 
 Shapes: P positions of a frame in all active segments, K contexts, L levels, R = L * P decisions, J opinions, M sets.
 """
@@ -33,8 +33,8 @@ LOGIT = 256
 LOGIT_MAX = 11 * LOGIT - 1
 ONE = 65536.0
 """A mixing weight of 1."""
-HISTORY = 8
-"""Past frames that are kept."""
+HISTORY = 3
+"""Past frames that contexts read."""
 COUNT = 64
 """Steps of a count, so that a count that is scaled down keeps a fraction."""
 COUNT_LIMIT = 30 * COUNT
@@ -75,6 +75,14 @@ def squash(logit: np.ndarray) -> np.ndarray:
 
 def stretch(probability: np.ndarray) -> np.ndarray:
     return STRETCH.take(probability.astype(np.int64))
+
+
+def _logits(x: np.ndarray) -> np.ndarray:
+    """Mixed logits in steps of ONE, overwritten -> logits."""
+    x /= ONE
+    np.rint(x, out=x)
+    np.maximum(x, -LOGIT_MAX, out=x)
+    return np.minimum(x, LOGIT_MAX, out=x)
 
 
 class Past:
@@ -151,6 +159,7 @@ class _Counts:
 
     # A count and a probability choose the state of a map.
     _COUNT_STEPS = np.searchsorted([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128], np.arange(1025), side="right")
+    _COUNT_STEPS *= 33
     _PROBABILITY_STEPS = 33
 
     def __init__(self, contexts: int, bits: int):
@@ -162,21 +171,25 @@ class _Counts:
         self.maps = _Maps(np.tile(start, contexts * 13))
         self.first_state = np.arange(contexts) * (13 * steps)
 
-    def look(self, context: np.ndarray, node: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """context (P, K), node (L, P) -> slots (R, K), states of the maps (R, K), logits (R, 2 K)."""
+    def look(self, context: np.ndarray, node: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """context (P, K), node (L, P) -> slots and states of the maps (L, P, K); fills logits (L, P, 2 K)."""
         key = context ^ (node.astype(np.uint32) * np.uint32(0x9E3779B1))[:, :, None]
         key *= np.uint32(0x2C1B3C6D)
-        slot = (key >> self.shift).astype(np.int64)
-        slot += self.first
-        slot = slot.reshape(-1, self.contexts)
+        key >>= self.shift
+        slot = key + self.first
         word = self.table.take(slot).astype(np.int64)
         total = word & 0xFFFF
-        ones = np.minimum(word >> 16, total)
+        word >>= 16
+        ones = np.minimum(word, total, out=word)
+        # Below PROBABILITY, for the prior keeps the quotient below 1.
         p = ((ones + COUNT_PRIOR) * float(PROBABILITY) / (total + 2 * COUNT_PRIOR)).astype(np.int64)
-        np.minimum(p, PROBABILITY - 1, out=p)
-        state = self._COUNT_STEPS.take(total >> 6) * self._PROBABILITY_STEPS
-        state += (p * self._PROBABILITY_STEPS >> 16) + self.first_state
-        return slot, state, np.concatenate([STRETCH.take(p), self.maps.logits(state)], axis=1)
+        total >>= 6
+        state = self._COUNT_STEPS.take(total)
+        state += (p * self._PROBABILITY_STEPS) >> 16
+        state += self.first_state
+        logits[:, :, : self.contexts] = STRETCH.take(p)
+        logits[:, :, self.contexts :] = self.maps.logits(state)
+        return slot, state
 
     def learn(self, slot: np.ndarray, state: np.ndarray, bits: np.ndarray) -> None:
         self.maps.learn(state, bits)
@@ -203,7 +216,7 @@ class _Recalls:
     _SECOND = np.array([0, 1] + [2] * 14)
 
     def __init__(self, contexts: int, levels: int, bits: int):
-        self.levels, self.shift = levels, np.uint32(32 - bits)
+        self.contexts, self.levels, self.shift = contexts, levels, np.uint32(32 - bits)
         self.table = np.zeros(contexts << bits, np.uint64)
         self.first = np.arange(contexts) << bits
         self.maps = _Maps(np.full(contexts * levels * RECALL_STATES, PROBABILITY // 2))
@@ -217,20 +230,22 @@ class _Recalls:
         word = np.where((word & np.uint64(15)) == self.check, word, np.uint64(0)).astype(np.int64)
         self.tokens = [word >> 16 + 16 * i & 0xFFFF for i in range(CANDIDATES)]
         self.counts = [word >> 4 + 4 * i & 15 for i in range(CANDIDATES)]
-        self.leaves = [np.where(n > 0, t | 1 << self.levels, 0) for t, n in zip(self.tokens, self.counts, strict=True)]
+        self.leaves = np.where(np.stack(self.counts) > 0, np.stack(self.tokens) | 1 << self.levels, 0)  # (3, P, K)
         self.state = 3**CANDIDATES * (self._FIRST.take(self.counts[0]) + self._SECOND.take(self.counts[1]))
         self.state += self.first_state
 
-    def look(self, level: int, node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First level, node (L, P) -> states of the maps (R, K), logits (R, K)."""
-        state = np.empty((*node.shape, self.state.shape[1]), np.int64)
-        for i in range(len(node)):
-            state[i] = self.state + (level + i) * RECALL_STATES
-            for c, leaf in enumerate(self.leaves):
-                child = leaf >> self.levels - (level + i) - 1
-                state[i] += np.where(child >> 1 == node[i][:, None], (child & 1) + 1, 0) * 3**c
-        state = state.reshape(-1, self.state.shape[1])
-        return state, self.maps.logits(state)
+    def look(self, level: int, node: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """First level, node (L, P) -> states of the maps (L, P, K); fills logits (L, P, K)."""
+        state = np.empty(logits.shape, np.int64)
+        for i, (n, at) in enumerate(zip(node, state, strict=True)):
+            np.add(self.state, (level + i) * RECALL_STATES, out=at)
+            # 0, 1 or 2 in base 3 for each candidate: not below this node, below its 0 or its 1.
+            child = self.leaves >> (self.levels - (level + i) - 1)  # (3, P, K)
+            child -= (n * 2 - 1)[:, None]
+            child *= (child == 1) | (child == 2)
+            at += child[0] + child[1] * 3 + child[2] * 9
+        logits[:] = self.maps.logits(state)
+        return state
 
     def learn(self, state: np.ndarray, bits: np.ndarray, token: np.ndarray) -> None:
         """Move token (P,) to the front of its lists. Of positions that share a list, the first one writes it."""
@@ -264,10 +279,10 @@ class _Mass:
         p = np.empty(node.shape)
         for i, n in enumerate(node):
             child = self.rows[level + i + 1]
-            zero = (n << 1) - (2 << level + i)
-            ones = child[self.position, zero + 1]
-            p[i] = (ones + 1) * PROBABILITY / (ones + child[self.position, zero] + 2)
-        return stretch(np.clip(p, 1, PROBABILITY - 1))
+            at = self.position * child.shape[1] + (n * 2 - child.shape[1])
+            zeros, ones = child.take(at), child.take(at + 1)
+            p[i] = (ones + 1) * PROBABILITY / (ones + zeros + 2)
+        return stretch(np.minimum(np.maximum(p, 1), PROBABILITY - 1))
 
 
 class _Mixer:
@@ -278,13 +293,13 @@ class _Mixer:
         self.final = np.full((levels, len(sizes)), np.rint(ONE / len(sizes)))
 
     def mix(self, opinions: np.ndarray, chosen: list[np.ndarray], level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """opinions (R, J) logits, chosen set of each context (R,), level (R,) -> sets' logits (R, M), probability (R,)."""
-        dots = np.stack(
-            [np.einsum("rj,rj->r", w.take(c, 0), opinions) for w, c in zip(self.weights, chosen, strict=True)], axis=1
-        )
-        dots = np.clip(np.rint(dots / ONE), -LOGIT_MAX, LOGIT_MAX)
-        final = np.rint(np.einsum("rm,rm->r", self.final.take(level, 0), dots) / ONE)
-        return dots, squash(np.clip(final, -LOGIT_MAX, LOGIT_MAX))
+        """opinions (R, J), of each context the set chosen (R,), level (R,) -> sets' logits (R, M), probability (R,)."""
+        dots = np.empty((len(opinions), len(chosen)))
+        for m, (weights, choice) in enumerate(zip(self.weights, chosen, strict=True)):
+            dots[:, m] = np.einsum("rj,rj->r", weights.take(choice, 0), opinions)
+        dots = _logits(dots)
+        final = np.einsum("rm,rm->r", self.final.take(level, 0), dots)
+        return dots, squash(_logits(final))
 
     def learn(
         self,
@@ -300,12 +315,11 @@ class _Mixer:
         for m, (weights, choice) in enumerate(zip(self.weights, chosen, strict=True)):
             error = target - squash(dots[:, m])
             decisions = np.bincount(choice, minlength=len(weights))
-            rate = MIX_RATE * np.minimum(1, MIX_DECISIONS / np.maximum(decisions, 1))
+            rate = np.minimum(MIX_DECISIONS / np.maximum(decisions, 1), 1.0) * MIX_RATE
             weights += np.rint(_sums(opinions * error[:, None], choice, len(weights)) * rate[:, None])
             np.clip(weights, -16 * ONE, 16 * ONE, out=weights)
         total = _sums(dots * (target - probability)[:, None], level, len(self.final))
-        decisions = len(bits) / len(self.final)
-        self.final += np.rint(total * (FINAL_RATE * min(1, 128 / decisions)))
+        self.final += np.rint(total * (FINAL_RATE * min(1, 128 * len(self.final) / len(bits))))
         np.clip(self.final, -16 * ONE, 16 * ONE, out=self.final)
 
 
@@ -342,7 +356,8 @@ class TreeMixer:
         at = self.past.at
         last, before, third = at(1), at(2), at(3)
         place = np.tile(np.arange(self.positions), len(last) // self.positions)
-        counts: list[tuple[np.ndarray, ...]] = [(np.zeros_like(last),), (place,), (last,), (last, place), (before, place)]
+        counts: list[tuple[np.ndarray, ...]]
+        counts = [(np.zeros_like(last),), (place,), (last,), (last, place), (before, place)]
         counts += [(at(1, dy, dx), place) for dy, dx in ((0, -1), (0, 1), (-1, 0), (1, 0))]
         recalls = [(place,), (last, place), (last, before, place), (last, before, third)]
         if len(coded):
@@ -367,40 +382,43 @@ class TreeMixer:
             past = np.stack([self.past.at(*offset) for offset in offsets], axis=1)
             masses.append(self.online.predict(past, run, coded))
         self.masses = [_Mass(weights, self.levels) for weights in masses]
-        self.run, self.still = np.minimum(run, 7), self.past.still()
-        self.place = np.tile(np.arange(self.positions), len(coded) // self.positions)
-        self.trace: list[tuple] = []
+        count = len(run)
+        place = np.arange(count) % self.positions
+        level = np.arange(self.levels)[:, None]
+        run, still = np.minimum(run, 7), self.past.still()
+        # Which set of each kind weighs each decision, (L, P); the third kind awaits the last network's opinion.
+        self.chosen = [level * 8 + run, level * 0 + place, level * 24 + np.zeros_like(run), level * 10 + still]
+        self.level = np.repeat(level, count, 1)
+        self.trace: list[tuple[np.ndarray, ...]] = []
 
     def predict(self, level: int, node: np.ndarray) -> np.ndarray:
         """First level, node (L, P) of each level -> probability of a 1, float64 (L, P) of integers in 1..65535."""
-        slot, state, counts = self.counts.look(self.context, node)
-        recall, recalled = self.recalls.look(level, node)
-        masses = [mass.look(level, node).reshape(-1) for mass in self.masses]
-        bias = np.full(len(slot), float(LOGIT))
-        opinions = np.concatenate([counts, recalled, np.stack([bias, *masses], axis=1)], axis=1)  # (R, J)
-        count = len(node)
-        levels = np.repeat(np.arange(level, level + count), node.shape[1])
-        sure = np.clip(opinions[:, -1] // 192 + 12, 0, 23).astype(np.int64) if masses else np.zeros_like(levels)
-        chosen = [
-            levels * 8 + np.tile(self.run, count),
-            np.tile(self.place, count),
-            levels * 24 + sure,
-            levels * 10 + np.tile(self.still, count),
-        ]
-        dots, probability = self.mixer.mix(opinions, chosen, levels)
-        self.trace.append((slot, state, recall, opinions, levels, dots, probability, *chosen))
+        k, r = 2 * self.counts.contexts, self.recalls.contexts
+        opinions = np.empty((*node.shape, k + r + 1 + len(self.masses)))
+        slot, state = self.counts.look(self.context, node, opinions[:, :, :k])
+        recall = self.recalls.look(level, node, opinions[:, :, k : k + r])
+        opinions[:, :, k + r] = LOGIT
+        for i, mass in enumerate(self.masses):
+            opinions[:, :, k + r + 1 + i] = mass.look(level, node)
+        here = slice(level, level + len(node))
+        if self.masses:
+            sure = opinions[:, :, -1].astype(np.int64) // 192 + 12
+            self.chosen[2][here] += np.minimum(np.maximum(sure, 0), 23)
+        opinions = opinions.reshape(-1, opinions.shape[2])  # (R, J)
+        chosen = [c[here].reshape(-1) for c in self.chosen]
+        dots, probability = self.mixer.mix(opinions, chosen, self.level[here].reshape(-1))
+        self.trace.append((slot, state, recall, opinions, dots, probability))
         return probability.reshape(node.shape)
 
     def update(self, bits: np.ndarray, tokens: np.ndarray) -> None:
         """Learn from the frame: bits (L, P) of all levels, tokens (G, S)."""
         token, bit = tokens.reshape(-1), bits.reshape(-1)
-        slot, state, recall, opinions, levels, dots, probability, *chosen = (
-            parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*self.trace, strict=True)
-        )
+        slot, state, recall, opinions, dots, probability = (np.concatenate(p) for p in zip(*self.trace, strict=True))
         training = None if self.online is None else _pool().submit(self.online.update, token)
-        self.counts.learn(slot, state, bit)
-        self.recalls.learn(recall, bit, token)
-        self.mixer.learn(opinions, chosen, levels, dots, probability, bit)
+        self.counts.learn(slot.reshape(-1, slot.shape[2]), state.reshape(-1, state.shape[2]), bit)
+        self.recalls.learn(recall.reshape(-1, recall.shape[2]), bit, token)
+        chosen = [c.reshape(-1) for c in self.chosen]
+        self.mixer.learn(opinions, chosen, self.level.reshape(-1), dots, probability, bit)
         self.past.push(tokens)
         if training is not None:
             training.result()

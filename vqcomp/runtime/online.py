@@ -1,15 +1,17 @@
 """A small network that is trained while it predicts, in exact arithmetic.
 
-A log-bilinear language model (Mnih and Hinton 2007) with a copy head: the embeddings of past tokens, each through a matrix
-of its offset, are summed, and compared with the embeddings of all tokens; gates point at past tokens. One table embeds
-tokens on both sides (Press and Wolf 2017), which is worth most here, where there is little to learn from. After each frame
-it takes one step of gradient descent on that frame, with a step size of its own for each row of a matrix (Adagrad, Duchi
-et al. 2011). It starts from pseudo-random embeddings, so nothing is shipped.
+A log-bilinear language model (Mnih and Hinton 2007) with a copy head: the embeddings of past tokens, each through the
+matrix of its offset, are summed and compared with the embeddings of all tokens; gates point at past tokens. One table
+embeds tokens on both sides (Press and Wolf 2017), which is worth most here, where there is little to learn from. After
+each frame it takes one step of gradient descent on that frame, with a step size of its own for each row of a matrix
+(Adagrad, Duchi et al. 2011). It starts from pseudo-random embeddings, so nothing is shipped.
 
 Arrays are float64 and hold integers, in units named beside them. A product of matrices is a sum of integers below 2^53,
-so it is exact in any order, on any BLAS; a quotient is one IEEE division of integers, or a product with one, rounded at once.
+so it is exact in any order, on any BLAS; a quotient is one IEEE division of integers, or a product with such a
+quotient, and rounded at once.
 
-Shapes: P positions of a frame in all active segments, S positions of one, V vocabulary, D width, J past tokens, N gates.
+Shapes: P positions of a frame in all active segments, S positions of one, V vocabulary, D width, J past tokens,
+N gates.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class _Weights:
         self.squares = np.zeros(len(value))
 
     def step(self, gradient: np.ndarray, rows: np.ndarray | slice = slice(None)) -> None:
-        """Add a step up the gradient (rows, columns), in steps of GRADIENT; overwrites it. No row may be named twice."""
+        """Add a step up the gradient (rows, columns), in steps of GRADIENT, and overwrite it. No row twice."""
         np.clip(gradient, -GRADIENT_MAX, GRADIENT_MAX, out=gradient)
         squares = self.squares[rows]
         squares += np.rint(np.einsum("rc,rc->r", gradient, gradient) / gradient.shape[1]) - np.floor(squares / DECAY)
