@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -92,7 +92,8 @@ def restore(
     and on an interrupt, what this call created is removed again. Raises InputError where a file exists (unless
     `force`), where there is too little disk, or on an unknown name; UnsafeNameError where a link leads out of `folder`.
     """
-    chosen = [s for s in archive.manifest.segments if names is None or s.name in set(names)]
+    wanted = None if names is None else set(names)
+    chosen = [s for s in archive.manifest.segments if wanted is None or s.name in wanted]
     if not force:
         for segment in chosen:
             if os.path.lexists(folder / segment.name):
@@ -114,7 +115,7 @@ def restore(
         tokens = sum(s.tokens for s in archive.manifest.segments if s.group in groups)
         progress.begin("decoding", len(chosen), tokens)
         root = folder.resolve()
-        for name, array in archive.decode(names, batch_size=batch_size, damaged=lost, progress=count):
+        for name, array in archive.decode(wanted, batch_size=batch_size, damaged=lost, progress=count):
             path = folder / name
             make_folder(path.parent, created)
             if root not in (path.parent.resolve() / "x").parents:
@@ -128,7 +129,8 @@ def restore(
             progress.advance(1, 0)
     except BaseException:
         for path in reversed(created):
-            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # such as a folder that has got other files since
+                (path.rmdir if path.is_dir() else path.unlink)()
         raise
     finally:
         progress.end()
@@ -141,8 +143,6 @@ def make_folder(folder: Path, created: list[Path]) -> None:
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder, found a file")
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder, found a file")
     for path in reversed(missing):
