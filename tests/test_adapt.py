@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqcomp.runtime import mixing, online
 from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.errors import DamageError, InputError
 from vqcomp.runtime.spec import TokenSpec
@@ -113,7 +117,7 @@ def test_damaged_streams_give_tokens_in_range_or_a_damage_error(data, frames):
     assert tokens.min() >= 0 and (tokens < np.array(spec.factors)).all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_one_wrong_byte_never_crashes(data):
     codec = AdaptiveCodec(TokenSpec(2, 2, (300,)))
@@ -130,3 +134,77 @@ def test_one_wrong_byte_never_crashes(data):
 def test_segments_that_do_not_fit_are_refused(shape, value):
     with pytest.raises(InputError):
         AdaptiveCodec(TokenSpec(2, 2, (9,))).encode([[np.full(shape, value, np.int32)]])
+
+
+def test_a_stream_is_these_bytes():
+    """Changed bytes are a changed format: archives in the world could no longer be read."""
+    spec = TokenSpec(3, 4, (300, 5))
+    (stream,) = round_trip(AdaptiveCodec(spec), [[segment(spec, 30, 1), segment(spec, 20, 2)]])
+    assert hashlib.sha256(stream).hexdigest() == "83b5895d60985c028ce1caf8baaf660c6dbfeac70a35af81e5730599ae54ca57"
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_threads_do_not_change_a_stream(threads):
+    code = (
+        "import hashlib; from tests.test_adapt import *;"
+        "print(hashlib.sha256(AdaptiveCodec(COMMA).encode([[segment(COMMA, 12, 3)]])[0]).hexdigest())"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
+    here = hashlib.sha256(AdaptiveCodec(COMMA).encode([[segment(COMMA, 12, 3)]])[0]).hexdigest()
+    assert found.stdout.strip() == here
+
+
+def test_learning_does_not_depend_on_the_order_of_decisions():
+    rng = np.random.default_rng(0)
+    context = rng.integers(0, 3, (40, 2)).astype(np.uint32) << np.uint32(20)  # many share a slot
+    bits, order = rng.integers(0, 2, 40), rng.permutation(40)
+    results = []
+    for pick in (np.arange(40), order):
+        counts = mixing._Counts(2, 10)
+        for _ in range(3):
+            slot, state = counts.look(context[pick], np.ones((1, 40), np.int64), np.empty((1, 40, 4)))
+            counts.learn(slot[0], state[0], bits[pick])
+        results.append((counts.table, counts.maps.probability, counts.maps.count))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_network_weights_stay_whole_and_bounded():
+    net = online.OnlineNetwork(9, 6, 4, 3, [5])
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        weights = net.predict(rng.integers(0, 10, (12, 4)), rng.integers(0, 99, 12), rng.integers(0, 5, (12, 1)))
+        assert weights.shape == (12, 9) and (weights >= 1).all() and (weights == np.rint(weights)).all()
+        net.update(np.full(12, 3))
+    assert (weights[:, 3] > weights.sum(1) * 0.9).all()
+    for part in (net.tokens, net.matrix, net.context, net.bias, net.gates, net.run_gates):
+        assert (part.value == np.rint(part.value)).all() and np.abs(part.value).max() <= online.BOUND
+
+
+def test_a_network_that_knows_is_believed():
+    spec = TokenSpec(4, 4, (64,))
+    rng = np.random.default_rng(0)
+    mixer = mixing.TreeMixer(spec, 0, 1, networks=1)
+    level = np.arange(6)[:, None]
+    for _ in range(60):
+        tokens = rng.integers(0, 64, 16)
+        weights = np.ones((16, 64))
+        weights[np.arange(16), tokens] = 1000
+        mixer.begin(np.zeros((1, 16, 0), np.int64), [weights])
+        bits = tokens >> (5 - level) & 1
+        p = mixer.predict(0, 1 << level | tokens >> (6 - level)) / 65536
+        mixer.update(bits, tokens[None])
+    assert -np.log2(np.where(bits == 1, p, 1 - p)).sum() / 16 < 1  # of 6 bits
+
+
+@pytest.mark.parametrize("factors", [(1024,), (512, 512), (65536,), (7, 300, 4096, 2, 2)])
+def test_tables_stay_below_256_mib(factors):
+    spec = TokenSpec(16, 16, factors)
+    total = 0
+    for f in range(len(factors)):
+        mixer = mixing.TreeMixer(spec, f, 8)
+        total += mixer.counts.table.nbytes + mixer.recalls.table.nbytes
+    assert total <= 256 << 20

@@ -73,6 +73,17 @@ def _root(x: np.ndarray) -> np.ndarray:
     return r
 
 
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b in blocks that are too small for OpenBLAS to start threads: the waiting costs more than these products."""
+    out = np.zeros((len(a), b.shape[1]))
+    for i in range(0, len(a), 128):
+        for j in range(0, b.shape[1], 64):
+            block = out[i : i + 128, j : j + 64]
+            for k in range(0, len(b), 32):
+                block += a[i : i + 128, k : k + 32] @ b[k : k + 32, j : j + 64]
+    return out
+
+
 class _Weights:
     """A matrix of weights (rows, columns) that learns by Adagrad, row by row."""
 
@@ -129,10 +140,10 @@ class OnlineNetwork:
         self.run_rows = run[:, None] * gates + np.arange(gates)
         table = self.tokens.value
         self.input = np.rint(table / (UNIT / HIDDEN)).take(past, 0).reshape(count, -1)  # (P, J * D)
-        hidden = np.rint(self.input @ self.matrix.value / UNIT)
+        hidden = np.rint(_product(self.input, self.matrix.value) / UNIT)
         hidden += np.rint(self.context.value.take(self.rows, 0).sum(1) / (UNIT / HIDDEN))
         self.hidden = np.clip(hidden, -HIDDEN_MAX, HIDDEN_MAX)  # (P, D)
-        logits = self.hidden @ table[:-1].T  # (P, V)
+        logits = _product(self.hidden, table[:-1].T)  # (P, V)
         logits /= UNIT * HIDDEN / LOGIT
         logits += self.bias.value[:, 0] / (UNIT / LOGIT)
         np.rint(logits, out=logits)
@@ -153,14 +164,14 @@ class OnlineNetwork:
         np.rint(error, out=error)
         error[self.row[:, 0], tokens] += UNIT  # (P, V)
         table, matrix = self.tokens.value, self.matrix.value
-        back = np.rint(error @ table[:-1] / (UNIT * UNIT / GRADIENT))  # (P, D)
+        back = np.rint(_product(error, table[:-1]) / (UNIT * UNIT / GRADIENT))  # (P, D)
         gradient = np.zeros_like(table)  # (V + 1, D), as output and as input
-        gradient[:-1] = np.rint(error.T @ self.hidden / (UNIT * HIDDEN / GRADIENT))
-        inputs = np.rint(back @ matrix.T / UNIT).reshape(-1, WIDTH)  # (P * J, D)
+        gradient[:-1] = np.rint(_product(error.T, self.hidden) / (UNIT * HIDDEN / GRADIENT))
+        inputs = np.rint(_product(back, matrix.T) / UNIT).reshape(-1, WIDTH)  # (P * J, D)
         rows, total = _sum_rows(self.past.reshape(-1), inputs)
         gradient[rows] += total
         gradient[-1] = 0
-        self.matrix.step(np.rint(self.input.T @ back / HIDDEN))
+        self.matrix.step(np.rint(_product(self.input.T, back) / HIDDEN))
         self.tokens.step(gradient)
         rows, total = _sum_rows(self.rows.reshape(-1), np.repeat(back, self.rows.shape[1], 0))
         self.context.step(total, rows)
