@@ -208,3 +208,8 @@ def test_tables_stay_below_256_mib(factors):
         mixer = mixing.TreeMixer(spec, f, 8)
         total += mixer.counts.table.nbytes + mixer.recalls.table.nbytes
     assert total <= 256 << 20
+
+
+def test_groups_are_smaller_for_larger_grids():
+    sizes = [AdaptiveCodec(TokenSpec(side, side, (1024,))).group_size for side in (4, 11, 16, 64)]
+    assert sizes == [8, 8, 4, 1]

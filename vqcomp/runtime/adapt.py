@@ -16,7 +16,7 @@ import constriction
 import numpy as np
 
 from .errors import DamageError, InputError
-from .mixing import PROBABILITY, TreeMixer
+from .mixing import ONLINE_MAX, PROBABILITY, TreeMixer
 from .spec import TokenSpec
 
 Progress = Callable[[int], None] | None
@@ -30,10 +30,11 @@ class AdaptiveCodec:
     """Codec (see codec.py) without weights. The tables of a group take at most 256 MiB, untouched at first."""
 
     name = "adaptive"
-    group_size = 8
 
     def __init__(self, spec: TokenSpec):
         self.spec = spec
+        # Eight segments of commaVQ; fewer of a larger grid, whose arrays of (P, V) probabilities would take too much.
+        self.group_size = max(1, min(8, (1 << 20) // (spec.positions * min(max(spec.factors), ONLINE_MAX))))
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress = None) -> list[bytes]:
         """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
