@@ -336,9 +336,10 @@ def test_a_write_that_really_fails_leaves_nothing(zipped):
     assert files_in(zipped) == before
 
 
-def test_too_little_memory_is_an_error_with_a_remedy(zipped, capsys, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_too_little_memory_is_an_error_with_a_remedy(zipped, capsys, monkeypatch, error):
     def exhausted(*_, **__):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("vqcomp.api.compress", exhausted)
     assert run(["compress", "data", "new.zip"]) == 1

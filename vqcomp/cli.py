@@ -354,7 +354,10 @@ def run(arguments: list[str]) -> int:
     except VqcompError as error:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # torch has errors of its own for memory, on the CPU and on GPUs.
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
         click.echo("error: out of memory; try a smaller --batch-size", err=True)
         return 1
     except BrokenPipeError:
