@@ -22,7 +22,8 @@ from vqcomp.runtime import archive as format
 COMMAND = [sys.executable, "-m", "vqcomp"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 SUMMARY = [
-    "segments", "tokens", "raw_bytes", "zip_bytes", "payload_bytes", "weights_bytes", "runtime_bytes", "rate",
+    "segments", "tokens", "raw_bytes", "zip_bytes", "payload_bytes", "weights_bytes", "runtime_bytes", "files_bytes",
+    "rate",
     "payload_bits_per_token", "seconds", "tokens_per_second",
 ]  # fmt: skip
 

@@ -106,7 +106,7 @@ def test_shipped_modules_are_the_repositorys_byte_for_byte(unpacked, name):
 
 
 def test_every_runtime_module_is_shipped_by_some_archive():
-    shipped = {"decompress.py", *container.runtime_modules(container.CODEC_MODULES)}
+    shipped = {"decompress.py", *container.runtime_modules(container.LATE_MODULES)}
     assert {path.name for path in RUNTIME.glob("*.py")} == shipped
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from vqcomp.runtime.errors import InputError
 from vqcomp.runtime.spec import TokenSpec
-from vqcomp.tokens import COMMAVQ, find_segments, find_specs
+from vqcomp.sources import find_segments
+from vqcomp.tokens import COMMAVQ, find_specs
 
 DTYPES = ["|u1", "|i1", "<u2", ">u2", "<i2", ">i2", "<i4", ">i4", "<u4", ">u4", "<i8", ">i8", "<u8", ">u8"]
 
@@ -26,11 +27,17 @@ def write(path, array):
     return path
 
 
+def find(data, grid=None):
+    """(segments, names of files left out)"""
+    found = find_segments(data, grid)
+    return found.segments, found.left_out
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_integer_dtype_and_order_is_read_exactly(tmp_path, dtype, order):
     array = np.asarray(tokens((5, 8, 16), 128, dtype), order=order)
-    ((segment,), _) = find_segments(write(tmp_path / "a.npy", array))
+    ((segment,), _) = find(write(tmp_path / "a.npy", array))
     assert (segment.dtype.str, segment.shape, segment.grid) == (dtype, (5, 8, 16), (8, 16))
     np.testing.assert_array_equal(segment.array(), array)
     assert segment.array().dtype.str == dtype
@@ -42,7 +49,7 @@ def test_a_header_of_version_2_is_read(tmp_path):
     array = tokens((3, 8, 16))
     with open(tmp_path / "a.npy", "wb") as handle:
         np.lib.format.write_array(handle, array, version=(2, 0))
-    ((segment,), _) = find_segments(tmp_path)
+    ((segment,), _) = find(tmp_path)
     np.testing.assert_array_equal(segment.array(), array)
 
 
@@ -51,21 +58,21 @@ def test_files_are_found_at_any_depth_by_suffix_or_content_and_others_are_left_o
         write(tmp_path / name, tokens((2, 8, 16)))
     (tmp_path / "notes.txt").write_text("not tokens")
     (tmp_path / "a/empty").touch()
-    segments, skipped = find_segments(tmp_path)
+    segments, skipped = find(tmp_path)
     names = [s.name for s in segments]
     assert names == sorted(["b.npy", "a/c.npy", "a/b/c/d.NPY", "e", "a.token.npy", ".hidden.npy"])
     assert sorted(skipped) == ["a/empty", "notes.txt"]
 
 
 def test_a_single_file_has_its_own_name(tmp_path):
-    ((segment,), skipped) = find_segments(write(tmp_path / "x" / "only", tokens((2, 128))))
+    ((segment,), skipped) = find(write(tmp_path / "x" / "only", tokens((2, 128))))
     assert (segment.name, segment.grid, skipped) == ("only", (8, 16), [])
 
 
 def test_only_headers_are_read_to_find_segments(tmp_path, monkeypatch):
     write(tmp_path / "a.npy", tokens((4, 8, 16)))
     monkeypatch.setattr(np, "fromfile", None)
-    assert find_segments(tmp_path)[0][0].shape == (4, 8, 16)
+    assert find(tmp_path)[0][0].shape == (4, 8, 16)
 
 
 def test_links_to_folders_are_followed_and_loops_are_refused(tmp_path):
@@ -73,23 +80,23 @@ def test_links_to_folders_are_followed_and_loops_are_refused(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "link").symlink_to(tmp_path / "elsewhere")
-    assert [s.name for s in find_segments(data)[0]] == ["link/a.npy"]
+    assert [s.name for s in find(data)[0]] == ["link/a.npy"]
     (tmp_path / "elsewhere/back").symlink_to(data)
     with pytest.raises(InputError, match="leads back"):
-        find_segments(data)
+        find(data)
 
 
 def test_the_grid_of_flat_frames_is_given_or_known(tmp_path):
     flat = write(tmp_path / "flat.npy", tokens((2, 12)))
-    assert find_segments(flat, (3, 4))[0][0].grid == (3, 4)
+    assert find(flat, (3, 4))[0][0].grid == (3, 4)
     with pytest.raises(InputError, match=r"flat\.npy: 12 tokens per frame, but no --grid"):
-        find_segments(flat)
+        find(flat)
     with pytest.raises(InputError, match=r"12 tokens per frame, but --grid is 5x5"):
-        find_segments(flat, (5, 5))
+        find(flat, (5, 5))
     known = write(tmp_path / "known.npy", tokens((2, 128)))
-    assert find_segments(known)[0][0].grid == (8, 16)
-    assert find_segments(known, (3, 4))[0][0].grid == (8, 16)
-    assert find_segments(known, (16, 8))[0][0].grid == (16, 8)
+    assert find(known)[0][0].grid == (8, 16)
+    assert find(known, (3, 4))[0][0].grid == (8, 16)
+    assert find(known, (16, 8))[0][0].grid == (16, 8)
 
 
 class Bomb:
@@ -120,7 +127,7 @@ def test_arrays_that_hold_no_ids_are_refused_by_name(tmp_path, kind):
     array, message = WRONG_ARRAYS[kind]
     path = write(tmp_path / "bad file.npy", array)
     with pytest.raises(InputError, match=message) as error:
-        find_segments(tmp_path)
+        find(tmp_path)
     assert str(path) in str(error.value)
 
 
@@ -152,7 +159,7 @@ def test_files_that_are_not_whole_npy_files_are_refused_by_name(tmp_path, kind):
     path.write_bytes(content)
     for data in (path, tmp_path):
         with pytest.raises(InputError, match=message) as error:
-            find_segments(data)
+            find(data)
         assert str(path) in str(error.value)
 
 
@@ -165,7 +172,7 @@ def test_damaged_headers_never_raise_anything_but_input_errors(tmp_path_factory,
     path = tmp_path_factory.mktemp("npy") / "a.npy"
     path.write_bytes(content)
     try:
-        ((segment,), _) = find_segments(path)
+        ((segment,), _) = find(path)
     except InputError as error:
         assert str(path) in str(error)
     else:
@@ -182,33 +189,33 @@ def test_damaged_headers_never_raise_anything_but_input_errors(tmp_path_factory,
 )
 def test_ids_out_of_range_are_refused_by_name(tmp_path, array, found):
     path = write(tmp_path / "a.npy", array)
-    ((segment,), _) = find_segments(path)
+    ((segment,), _) = find(path)
     with pytest.raises(InputError, match=rf"a\.npy: expected ids in 0\.\.65535, {found}"):
         segment.maximum()
 
 
 def test_missing_empty_and_special_inputs_are_refused(tmp_path):
     with pytest.raises(InputError, match="missing: cannot be read: No such file"):
-        find_segments(tmp_path / "missing")
+        find(tmp_path / "missing")
     with pytest.raises(InputError, match="it is empty"):
-        find_segments(tmp_path)
+        find(tmp_path)
     with pytest.raises(InputError, match="it is empty"):
-        find_segments({})
+        find({})
     (tmp_path / "notes.txt").write_text("not tokens")
     with pytest.raises(InputError, match="found none"):
-        find_segments(tmp_path)
+        find(tmp_path)
     with pytest.raises(InputError, match="found neither"):
-        find_segments(tmp_path / "notes.txt")
+        find(tmp_path / "notes.txt")
     (tmp_path / "gone.npy").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"gone\.npy: cannot be read"):
-        find_segments(tmp_path)
+        find(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_named_like_a_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
     with pytest.raises(InputError, match=r"pipe\.npy: expected a regular file"):
-        find_segments(tmp_path)
+        find(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -216,10 +223,10 @@ def test_unreadable_files_and_folders_are_refused_by_name(tmp_path):
     path = write(tmp_path / "sub" / "a.npy", tokens((2, 8, 16)))
     path.chmod(0)
     with pytest.raises(InputError, match=r"a\.npy: cannot be read: Permission denied"):
-        find_segments(tmp_path)
+        find(tmp_path)
     path.parent.chmod(0)
     with pytest.raises(InputError, match=r"sub: cannot be read: Permission denied"):
-        find_segments(tmp_path)
+        find(tmp_path)
     path.parent.chmod(0o700)
 
 
@@ -247,12 +254,12 @@ def test_unreadable_files_and_folders_are_refused_by_name(tmp_path):
 )
 def test_names_that_cannot_be_restored_everywhere_are_refused(names, message):
     with pytest.raises(InputError, match=message):
-        find_segments({name: tokens((1, 2, 2)) for name in names})
+        find({name: tokens((1, 2, 2)) for name in names})
 
 
 def test_values_that_change_between_two_looks_are_noticed(tmp_path):
     path = write(tmp_path / "a.npy", tokens((4, 8, 16)))
-    ((segment,), _) = find_segments(path)
+    ((segment,), _) = find(path)
     spec = TokenSpec(8, 16, (segment.maximum() + 1,))
     write(path, np.full((4, 8, 16), 1000, "<i2"))
     with pytest.raises(InputError, match="the file changed"):
@@ -266,7 +273,7 @@ def test_values_that_change_between_two_looks_are_noticed(tmp_path):
 
 
 def test_factors_of_an_id_vary_fastest_first():
-    ((segment,), _) = find_segments({"a": np.array([[[0, 1], [512, 1025]]])})
+    ((segment,), _) = find({"a": np.array([[[0, 1], [512, 1025]]])})
     found = segment.tokens_of(TokenSpec(2, 2, (512, 128)))
     np.testing.assert_array_equal(found, [[[0, 0], [1, 0], [0, 1], [1, 2]]])
 
@@ -274,7 +281,7 @@ def test_factors_of_an_id_vary_fastest_first():
 @given(st.lists(st.tuples(st.sampled_from([(8, 16), (3, 4), (2, 2)]), st.integers(0, 65535)), min_size=1))
 def test_specs_fit_their_segments_and_known_ones_come_first(items):
     arrays = {str(i): np.full((1, *grid), maximum) for i, (grid, maximum) in enumerate(items)}
-    segments = [find_segments({name: array})[0][0] for name, array in arrays.items()]
+    segments = [find({name: array})[0][0] for name, array in arrays.items()]
     known = [TokenSpec(3, 4, (70,)), COMMAVQ]
     specs = find_specs(segments, [m for _, m in items], known)
     for (grid, maximum), spec in zip(items, specs):

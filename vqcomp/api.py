@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from . import choice, container
+from . import choice, container, protocol
+from .container import read_pieces
 from .reading import Archive
 from .runtime import archive as format
 from .runtime.codec import Codec, make_codec
@@ -24,7 +28,8 @@ from .runtime.gpt import self_test
 from .runtime.main import Progress, Reporter, replacing, report_loss, restore
 from .runtime.spec import TokenSpec
 from .runtime.weights import write_model
-from .tokens import COMMAVQ, Data, Grid, Segment, find_segments, find_specs
+from .sources import Data, File, Found, find_segments, places
+from .tokens import COMMAVQ, Grid, Segment, find_specs
 from .version import __version__
 
 BATCH_SIZE = 16
@@ -35,8 +40,9 @@ BATCH_SIZE = 16
 class Summary:
     """What a compression, or an evaluation, came to. Sizes in bytes.
 
-    raw_bytes counts ceil(log2 vocabulary) bits per token (commaVQ: 10); rate is raw_bytes / zip_bytes. payload is the
-    streams, weights the model's file, runtime what decodes (compressed). seconds is the time of everything, the check
+    raw_bytes counts ceil(log2 vocabulary) bits per token (commaVQ: 10), and the files that are kept as they are; rate
+    is raw_bytes / zip_bytes. payload is the streams, weights the model's file, runtime what decodes, files what else is
+    kept (compressed). seconds is the time of everything, the check
     of what was written included; tokens_per_second is tokens / seconds.
     """
 
@@ -47,6 +53,7 @@ class Summary:
     payload_bytes: int
     weights_bytes: int
     runtime_bytes: int
+    files_bytes: int
     rate: float
     payload_bits_per_token: float
     seconds: float
@@ -55,7 +62,7 @@ class Summary:
     @property
     def rest_bytes(self) -> int:
         """The manifest and the zip's own headers."""
-        return self.zip_bytes - self.payload_bytes - self.weights_bytes - self.runtime_bytes
+        return self.zip_bytes - self.payload_bytes - self.weights_bytes - self.runtime_bytes - self.files_bytes
 
 
 def summarize(archive: Archive, seconds: float) -> Summary:
@@ -70,6 +77,7 @@ def summarize(archive: Archive, seconds: float) -> Summary:
         payload_bytes=payload,
         weights_bytes=sizes.get(format.MODEL, 0),
         runtime_bytes=sizes.get(format.BOOTSTRAP, 0) + sizes.get(format.RUNTIME, 0),
+        files_bytes=sizes.get(format.FILES, 0),
         rate=raw / sizes["total"],
         payload_bits_per_token=8 * payload / tokens,
         seconds=seconds,
@@ -97,13 +105,15 @@ def compress(
     grid: Grid | None = None,
     force: bool = False,
     verify: bool = True,
+    skip_bad: bool = False,
     progress: Reporter | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Summary:
     """Write `data` as one self-contained zip, and decode and compare what was written (unless verify=False).
 
-    data: a .npy file, a folder of them at any depth, or a mapping from names to arrays; arrays of integers
-    (T, H, W) or (T, H * W), ids in 0..65535. `grid` is (H, W) for the latter; (8, 16) is known for 128 tokens.
+    data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, several of
+    these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in 0..65535. `grid` is
+    (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what cannot be used.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
     batch_size segments are in memory at a time. `report` gets lines about choices made.
@@ -117,14 +127,17 @@ def compress(
         raise InputError(f"batch size: expected at least 1, found {batch}")
     _check_output(out, force)
     models = choice.find_models(model)
-    segments, skipped = find_segments(data, grid)
-    if out.exists() and any(isinstance(s.source, Path) and out.samefile(s.source) for s in segments):
+    found = find_segments(data, grid, skip_bad=skip_bad)
+    sources = {s.source for s in found.segments if isinstance(s.source, Path)} | {f.path for f in found.files}
+    if out.exists() and any(out.samefile(source) for source in sources):
         raise InputError(f"{out}: the output would replace the input; choose another name")
-    for name in skipped:
+    for name in found.left_out:
         report(f"left out, no .npy file: {name}")
-    _check_disk(out, segments)
+    _check_disk(out, found.segments)
     try:
-        by_spec = _sort(segments, [*(m.spec for m in models), COMMAVQ], progress)
+        by_spec = _sort(found, [*(m.spec for m in models), COMMAVQ], progress)
+        for problem in found.skipped:
+            report(f"skipped: {problem}")
         if os.fspath(model) == "auto":
             chosen, estimates = choice.choose(models, by_spec, device=device, threads=threads, progress=progress)
             for line in _table(estimates):
@@ -143,9 +156,9 @@ def compress(
             for spec in by_spec
         }
         with replacing(out) as temporary:
-            _write(temporary, by_spec, codecs, chosen.data if chosen else None, batch, progress)
+            _write(temporary, by_spec, found.files, codecs, chosen.data if chosen else None, batch, progress)
             if verify:
-                _verify(temporary, by_spec, batch, progress, device, threads)
+                _verify(temporary, by_spec, found.files, batch, progress, device, threads)
             _check_output(out, force)
     finally:
         progress.end()
@@ -164,15 +177,16 @@ def decompress(
     force: bool = False,
     progress: Reporter | None = None,
 ) -> list[str]:
-    """Restore the segments, or those named in `only`, as .npy files under the folder `out`; returns their names.
+    """Restore the files, or those named in `only`, under the folder `out`; returns their names.
 
-    Each is just what was compressed: name, dtype, shape and values. Raises InputError where a file exists already
-    (unless force=True), and DamageError that names what was lost, after everything else has been written.
+    Each is just what was compressed: arrays by name, dtype, shape and values, other files byte for byte. Raises
+    InputError where a file exists already (unless force=True), and DamageError that names what was lost, after
+    everything else has been written.
     """
     only = {only} if isinstance(only, str) else only
     with Archive(path, device=device, threads=threads) as archive:
         lost = restore(archive, Path(out), only, force=force, batch_size=batch_size or BATCH_SIZE, progress=progress)
-        names = [s.name for s in archive.segments if only is None or s.name in only]
+        names = archive.outputs(only)
     if lost:
         raise DamageError(f"{path}: {report_loss(lost, len(names))}")
     return names
@@ -192,8 +206,13 @@ def check(
         lost: dict[str, str] = {}
         for _ in _decoded(archive, batch_size or BATCH_SIZE, progress or Progress(quiet=True), "testing", lost):
             pass
+        for file in archive.kept:
+            try:
+                deque(archive.contents(file), 0)
+            except DamageError as error:
+                lost[file.name] = str(error)
         if lost:
-            raise DamageError(f"{path}: {report_loss(lost, len(archive))}")
+            raise DamageError(f"{path}: {report_loss(lost, len(archive) + len(archive.kept))}")
         archive.check_entries()
         return summarize(archive, time.monotonic() - start)
 
@@ -208,19 +227,28 @@ def evaluate(
     grid: Grid | None = None,
     progress: Reporter | None = None,
 ) -> Summary:
-    """Decode and compare with `data` token by token. Raises InputError where they differ, DamageError on damage."""
+    """Decode and compare with `data` token by token, and other files byte by byte.
+
+    Raises InputError where they differ, DamageError on damage.
+    """
     start = time.monotonic()
     progress = progress or Progress(quiet=True)
     with Archive(path, device=device, threads=threads) as archive:
-        segments = {s.name: s for s in find_segments(data, grid)[0]}
-        for here, there, names in (
-            ("the archive", "the data", sorted(archive.keys() - segments.keys())),
-            ("the data", "the archive", sorted(segments.keys() - archive.keys())),
+        found = find_segments(data, grid)
+        segments, files = {s.name: s for s in found.segments}, {f.name: f for f in found.files}
+        for here, there, what, names in (
+            ("the archive", "the data", "segments", archive.keys() - segments.keys()),
+            ("the data", "the archive", "segments", segments.keys() - archive.keys()),
+            ("the archive", "the data", "files", {f.name for f in archive.kept} - files.keys()),
+            ("the data", "the archive", "files", files.keys() - {f.name for f in archive.kept}),
         ):
             if names:
                 raise InputError(
-                    f"{path}: {len(names)} segments of {here} are not in {there}, the first is {names[0]!r}"
+                    f"{path}: {len(names)} {what} of {here} are not in {there}, the first is {min(names)!r}"
                 )
+        for kept in archive.kept:
+            if not _same(archive.contents(kept), read_pieces(files[kept.name].path)):
+                raise InputError(f"{path}: {kept.name!r} is not what {files[kept.name].path} holds")
         lost: dict[str, str] = {}
         for name, array in _decoded(archive, batch_size or BATCH_SIZE, progress, "evaluating", lost):
             if difference := _difference(array, segments[name].array()):
@@ -228,6 +256,28 @@ def evaluate(
         if lost:
             raise DamageError(f"{path}: {report_loss(lost, len(archive))}")
         return summarize(archive, time.monotonic() - start)
+
+
+def evaluate_1x(
+    model: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    batch_size: int | None = None,
+    max_windows: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> dict[str, protocol.Score | None]:
+    """Score a model (a shipped one's name, or a .vqm) by 1X's metric on one of 1X's folders; see protocol.py.
+
+    Scores by setting; None where a setting does not apply. Raises InputError, ModelError.
+    """
+    (place,) = places(folder)
+    candidates = choice.find_models(model)
+    if len(candidates) != 1:
+        raise InputError(f"expected one model, found --model {os.fspath(model)}; give a name or a .vqm file")
+    return protocol.evaluate(
+        candidates[0].data, place, batch_size=batch_size or 4, max_windows=max_windows, device=device, threads=threads
+    )
 
 
 @dataclass(frozen=True)
@@ -265,7 +315,7 @@ def train(
         raise DependencyError("training needs torch, which is not installed: pip install torch") from error
     if threads:
         torch.set_num_threads(threads)
-    by_spec = _sort(find_segments(data, grid)[0], [COMMAVQ], Progress(quiet=True))
+    by_spec = _sort(find_segments(data, grid), [COMMAVQ], Progress(quiet=True))
     if len(by_spec) > 1:
         raise InputError(f"{data}: expected segments of one grid and vocabulary, found {list(by_spec)}")
     ((spec, segments),) = by_spec.items()
@@ -296,18 +346,13 @@ def _check_disk(out: Path, segments: Sequence[Segment]) -> None:
         raise InputError(f"{out}: too little disk: at least {least:,} bytes are needed, {free:,} are free")
 
 
-def _sort(
-    segments: Sequence[Segment], known: Sequence[TokenSpec], progress: Reporter
-) -> dict[TokenSpec, list[Segment]]:
+def _sort(found: Found, known: Sequence[TokenSpec], progress: Reporter) -> dict[TokenSpec, list[Segment]]:
     """Look through all values once, and sort segments by spec (in the order of their first segments)."""
-    progress.begin("reading", len(segments), sum(s.tokens for s in segments))
-    maxima = []
-    for segment in segments:
-        maxima.append(segment.maximum())
-        progress.advance(1, segment.tokens)
+    progress.begin("reading", len(found.segments), sum(s.tokens for s in found.segments))
+    maxima = found.maxima(lambda segment: progress.advance(1, segment.tokens))
     progress.end()
     by_spec: dict[TokenSpec, list[Segment]] = {}
-    for segment, spec in zip(segments, find_specs(segments, maxima, known)):
+    for segment, spec in zip(found.segments, find_specs(found.segments, maxima, known)):
         by_spec.setdefault(spec, []).append(segment)
     return by_spec
 
@@ -315,6 +360,7 @@ def _sort(
 def _write(
     path: Path,
     by_spec: dict[TokenSpec, list[Segment]],
+    files: Sequence[File],
     codecs: dict[TokenSpec, Codec],
     model: bytes | None,
     batch_size: int,
@@ -324,7 +370,14 @@ def _write(
     progress.begin("compressing", len(everything), sum(s.tokens for s in everything))
     specs = [container.CodedSpec(spec, codecs[spec].name) for spec in by_spec]
     bound = sum(s.tokens * len(spec.factors) for spec, segments in by_spec.items() for s in segments)
-    with container.Writer(path, specs, model, bound, __version__) as writer:
+    raw, first = [], 0
+    for name, parts in groupby(everything, lambda s: s.file):
+        count = sum(1 for _ in parts)
+        if name is not None:
+            raw.append((name, first, count))
+        first += count
+    kept = [(f.name, f.path) for f in files]
+    with container.Writer(path, specs, model, bound, __version__, raw, kept) as writer:
         for index, (spec, segments) in enumerate(by_spec.items()):
             codec, size, factors = codecs[spec], codecs[spec].group_size, len(spec.factors)
             groups = [segments[i : i + size] for i in range(0, len(segments), size)]
@@ -348,12 +401,13 @@ def _count(progress: Reporter, factors: int, done: int) -> None:
 def _verify(
     path: Path,
     by_spec: dict[TokenSpec, list[Segment]],
+    files: Sequence[File],
     batch_size: int,
     progress: Reporter,
     device: str,
     threads: int | None,
 ) -> None:
-    """Decode the file just written and compare every array with its source. Raises DamageError."""
+    """Decode what was just written and compare all of it with its sources. Raises DamageError."""
     sources = {s.name: s for segments in by_spec.values() for s in segments}
     with Archive(path, device=device, threads=threads) as archive:
         if list(archive) != list(sources):
@@ -362,6 +416,12 @@ def _verify(
             if difference := _difference(array, sources[name].array()):
                 raise DamageError(
                     f"verification failed: {sources[name].label} does not come back: {difference}; "
+                    "either the file changed meanwhile, or this is a bug: please report it"
+                )
+        for kept, file in zip(archive.kept, files):
+            if not _same(archive.contents(kept), read_pieces(file.path)):
+                raise DamageError(
+                    f"verification failed: {file.path} does not come back; "
                     "either the file changed meanwhile, or this is a bug: please report it"
                 )
 
@@ -376,6 +436,17 @@ def _decoded(
             progress.advance(1, 0)
     finally:
         progress.end()
+
+
+def _same(found: Iterable[bytes], expected: Iterable[bytes]) -> bool:
+    """Whether two files, each in pieces of any size, are equal."""
+    digests = []
+    for pieces in (found, expected):
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        digests.append(digest.digest())
+    return digests[0] == digests[1]
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> str:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 
+from . import hub
 from .container import runtime_archive
 from .runtime.codec import make_codec
 from .runtime.errors import InputError, ModelError, VqcompError
@@ -71,7 +72,7 @@ def read_model_file(path: Path) -> Model:
 
 
 def find_models(choice: str | os.PathLike[str]) -> list[Model]:
-    """The candidates for "auto" (all that ship), "none", the name of a shipped model or the path of a .vqm.
+    """The candidates for "auto" (all that ship), "none", the name of a shipped model, the path of a .vqm or hf://...
 
     Raises ModelError.
     """
@@ -82,9 +83,11 @@ def find_models(choice: str | os.PathLike[str]) -> list[Model]:
         return list(shipped_models().values())
     if name in shipped_models():
         return [shipped_models()[name]]
+    if name.startswith(hub.SCHEME):
+        return [read_model_file(hub.local(name, "model"))]
     if not Path(name).is_file():
         names = ", ".join(["auto", "none", *shipped_models()])
-        raise ModelError(f"no model {name!r}: expected one of {names}, or the path of a .vqm file")
+        raise ModelError(f"no model {name!r}: expected one of {names}, the path of a .vqm file or hf://...")
     return [read_model_file(Path(name))]
 
 

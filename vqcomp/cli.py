@@ -7,14 +7,15 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import api, choice
+from . import api, choice, hub
+from .protocol import Score
 from .reading import Archive
 from .runtime import archive as format
 from .runtime.errors import VqcompError
@@ -110,33 +111,37 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("data")
+@click.argument("data", nargs=-1, required=True)
 @click.argument("out")
 @click.option(
     "--model", default="auto", show_default=True, metavar="NAME|PATH",
-    help="A shipped model, the path of a .vqm, none (learn while coding), or auto (whatever makes the zip smallest).",
+    help="A shipped model, the path of a .vqm or its address on the hub (hf://OWNER/NAME/FILE), none (learn while "
+    "coding), or auto (whatever makes the zip smallest).",
 )  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
+@click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
 @options("device", "batch_size", "threads", "grid", "force", "json", "quiet", "verbose")
 def compress(
-    data: str, out: str, model: str, no_verify: bool, device: str, batch_size: int, threads: int | None,
-    grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
+    data: tuple[str, ...], out: str, model: str, no_verify: bool, skip_bad: bool, device: str, batch_size: int,
+    threads: int | None, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
-    """Compress DATA, a .npy file or a folder of them, into the zip OUT.
+    """Compress DATA into the zip OUT.
 
-    Arrays are (T, H, W) or (T, H*W), of integers in 0..65535. The zip holds all that it takes to restore them.
+    DATA is a .npy file, a shard of commaVQ (.tar.gz, or an older .zip), a folder of these, a folder of 1X's world-model
+    data, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are (T, H, W) or (T, H*W),
+    of integers in 0..65535. The zip holds all that it takes to restore them.
     """
     left_out: list[str] = []
 
     def report(line: str) -> None:
         if line.startswith("left out"):
             left_out.append(line)
-        if verbose:
+        if verbose or line.startswith("skipped"):
             click.echo(line, err=True)
 
     summary = api.compress(
         data, out, model=model, device=device, batch_size=batch_size, threads=threads, grid=grid, force=force,
-        verify=not no_verify, progress=Bar(quiet), report=report,
+        verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
     )  # fmt: skip
     if left_out and not quiet and not verbose:
         click.echo(f"note: {len(left_out)} files that are no .npy files were left out (-v names them)", err=True)
@@ -147,27 +152,28 @@ def compress(
 @click.argument("archive")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-o", "--output", default="decompressed", show_default=True, metavar="DIR", help="Folder to write into.")
-@click.option("--only", multiple=True, metavar="NAME", help="Restore this segment alone (may be repeated).")
+@click.option("--only", multiple=True, metavar="NAME", help="Restore this file or segment alone (may be repeated).")
 @options("device", "batch_size", "threads", "force", "quiet", "verbose")
 def decompress(
     archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], device: str, batch_size: int,
     threads: int | None, force: bool, quiet: bool, verbose: bool,
 ) -> int:  # fmt: skip
-    """Restore the segments in ARCHIVE, or those named, as .npy files.
+    """Restore the files in ARCHIVE, or those named.
 
     ARCHIVE is a zip or the folder it was unpacked into. Where segments are damaged, the others are restored still.
     """
     chosen = {*only, *names} or None
     with Archive(archive, device=device, threads=threads) as opened:
         lost = restore(opened, Path(output), chosen, force=force, batch_size=batch_size, progress=Bar(quiet))
-        restored = [n for n in opened if (chosen is None or n in chosen) and n not in lost]
+        restored = [n for n in opened.outputs(chosen) if n not in lost]
+        noun = "file" if opened.manifest.extras else "segment"
     if verbose:
         for name in restored:
             click.echo(name, err=True)
     if lost:
         click.echo(report_loss(lost, len(lost) + len(restored)), err=True)
     if not quiet:
-        click.echo(f"restored {_count(len(restored), 'segment')} into {output}", err=True)
+        click.echo(f"restored {_count(len(restored), noun)} into {output}", err=True)
     return 3 if lost else 0
 
 
@@ -196,16 +202,18 @@ def list_(archive: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(table))
         return
-    width = max(len(row["name"]) for row in table["segments"])
+    width = max(len(row["name"]) for row in table["segments"] + table["files"])
     click.echo(f"{'name':{width}}  {'dtype':5}  {'shape':>16}  {'bytes':>12}  {'rate':>7}  codec")
     for row in table["segments"]:
         shape = "x".join(str(n) for n in row["shape"])
         coded = f"{row['bytes']:12,}  {row['rate']:7.3f}  {row['codec']}"
         click.echo(f"{row['name']:{width}}  {row['dtype']:5}  {shape:>16}  {coded}")
+    for file in table["files"]:
+        click.echo(f"{file['name']:{width}}  {'':5}  {'':>16}  {file['bytes']:12,}  {file['rate']:7.3f}  xz")
     click.echo(f"format {table['format']}, written by vqcomp {table['vqcomp']}")
     model = table["model"]
     click.echo(f"model {model['name'] or 'of its own'}, sha256 {model['sha256']}" if model else "model none")
-    sizes = ", ".join(f"{key} {table[key + '_bytes']:,}" for key in ("payload", "weights", "runtime"))
+    sizes = ", ".join(f"{key} {table[key + '_bytes']:,}" for key in ("payload", "weights", "runtime", "files"))
     click.echo(f"{_count(len(table['segments']), 'segment')}, {_count(table['tokens'], 'token')}")
     click.echo(
         f"{table['raw_bytes']:,} bytes raw, {table['zip_bytes']:,} bytes of zip ({sizes}): rate {table['rate']:.4f}"
@@ -239,28 +247,74 @@ def describe(archive: Archive) -> dict[str, Any]:
     if manifest.model:
         size, sha256 = manifest.model
         model = {"name": choice.model_name(sha256), "bytes": size, "sha256": sha256}
-    return {"format": format.FORMAT, "vqcomp": manifest.version, "model": model, **summary, "segments": segments}
+    files = [{"name": f.name, "size": f.size, "bytes": f.stored, "rate": f.size / f.stored} for f in archive.kept]
+    head = {"format": format.FORMAT, "vqcomp": manifest.version, "model": model}
+    return {**head, **summary, "segments": segments, "files": files}
 
 
 @cli.command()
-@click.argument("archive")
-@click.argument("data")
+@click.argument("paths", nargs=-1, required=True, metavar="ARCHIVE DATA...")
+@click.option(
+    "--protocol", type=click.Choice(["1x"]), help="Score --model on one of 1X's folders: evaluate ... FOLDER."
+)
+@click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
+@click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
 @options("device", "batch_size", "threads", "grid", "json", "quiet")
 def evaluate(
-    archive: str,
-    data: str,
-    device: str,
-    batch_size: int,
-    threads: int | None,
-    grid: Grid | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate."""
+    paths: tuple[str, ...], protocol: str | None, model: str | None, max_windows: int | None, device: str,
+    batch_size: int, threads: int | None, grid: Grid | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
+
+    With --protocol 1x, score a model by the metric of 1X's challenge instead; there is no ARCHIVE then.
+    """
+    if protocol:
+        if len(paths) != 1 or not model:
+            raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
+        _print_scores(
+            api.evaluate_1x(
+                model, paths[0], batch_size=batch_size, max_windows=max_windows, device=device, threads=threads
+            ),
+            as_json,
+        )
+        return
+    if len(paths) < 2:
+        raise click.UsageError("Missing argument 'DATA'.")
     summary = api.evaluate(
-        archive, data, device=device, batch_size=batch_size, threads=threads, grid=grid, progress=Bar(quiet)
+        paths[0], paths[1:], device=device, batch_size=batch_size, threads=threads, grid=grid, progress=Bar(quiet)
     )
     click.echo(json.dumps(asdict(summary)) if as_json else f"Compression rate: {summary.rate:.4f}")
+
+
+def _print_scores(scores: Mapping[str, Score | None], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({name: score and asdict(score) for name, score in scores.items()}))
+        return
+    for name, score in scores.items():
+        if score is None:
+            click.echo(f"{name}: does not apply, the model predicts all tokens of a frame at once")
+        else:
+            click.echo(
+                f"{name}: cross-entropy {score.cross_entropy:.4f} nats, accuracy {score.accuracy:.4f}, "
+                f"{score.seconds_per_frame:.4f} s/frame ({_count(score.windows, 'window')})"
+            )
+
+
+@cli.command()
+@click.argument("dataset", type=click.Choice(["commavq"]))
+@click.option("--shards", default="0-1", show_default=True, metavar="N-M,...", help="Which; 0-1 are the challenge's.")
+@click.option(
+    "--revision", default=hub.COMMAVQ_REVISION, show_default=True, metavar="REV", help="Commit, tag or branch."
+)
+@click.option("-o", "--output", metavar="DIR", help="Folder to write into  [default: the cache of huggingface_hub]")
+def fetch(dataset: str, shards: str, revision: str, output: str | None) -> None:
+    """Download shards of commaVQ from the Hugging Face hub and print their paths.
+
+    What is there already is not fetched again, what broke off goes on. HF_HOME says where the cache is, HF_TOKEN who
+    asks, and HF_HUB_OFFLINE=1 forbids the network.
+    """
+    for path in hub.fetch_commavq(hub.parse_shards(shards), revision, Path(output) if output else None):
+        click.echo(path)
 
 
 @cli.command("sample-data")
@@ -319,7 +373,8 @@ def _print_summary(summary: api.Summary, as_json: bool, quiet: bool) -> None:
         f"  payload{s.payload_bytes:15,} bytes, {s.payload_bits_per_token:.4f} bits/token\n"
         f"  weights{s.weights_bytes:15,} bytes\n"
         f"  runtime{s.runtime_bytes:15,} bytes\n"
-        f"  rest   {s.rest_bytes:15,} bytes\n"
+        + (f"  files  {s.files_bytes:15,} bytes\n" if s.files_bytes else "")
+        + f"  rest   {s.rest_bytes:15,} bytes\n"
         f"Compression rate: {s.rate:.4f}"
     )
 

@@ -9,11 +9,12 @@ import bz2
 import hashlib
 import io
 import json
+import lzma
 import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -23,11 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .runtime import archive
+from .runtime.errors import InputError
 from .runtime.spec import TokenSpec
 
 RUNTIME_FOLDER = Path(archive.__file__).parent
-CODEC_MODULES = {"adaptive": {"adapt"}, "gpt": {"exact", "gpt", "weights"}}
-"""What `codec.make_codec` imports, late, for each codec."""
+LATE_MODULES = {"adaptive": {"adapt"}, "gpt": {"exact", "gpt", "weights"}, "files": {"files"}}
+"""What is imported late, for each codec and for files that are no arrays."""
 _ZIP64_FROM = 1 << 31
 
 
@@ -38,9 +40,9 @@ class CodedSpec(NamedTuple):
     codec: str
 
 
-def runtime_modules(codecs: Iterable[str]) -> list[str]:
-    """File names of the modules that decoding with these codecs needs: the entry points, and what they import."""
-    found, wanted = set(), {"__init__", "main", "codec"}.union(*(CODEC_MODULES[c] for c in codecs))
+def runtime_modules(needs: Iterable[str]) -> list[str]:
+    """File names of the modules that decoding with these codecs, or "files", takes: entry points and their imports."""
+    found, wanted = set(), {"__init__", "main", "codec"}.union(*(LATE_MODULES[n] for n in needs))
     while wanted:
         name = wanted.pop()
         found.add(name)
@@ -51,11 +53,11 @@ def runtime_modules(codecs: Iterable[str]) -> list[str]:
 
 
 @lru_cache
-def runtime_archive(codecs: frozenset[str]) -> bytes:
+def runtime_archive(needs: frozenset[str]) -> bytes:
     """runtime.tar.bz2: those modules, verbatim."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name in runtime_modules(codecs):
+        for name in runtime_modules(needs):
             # Universal newlines: a checkout on Windows gives the same bytes as one on Linux.
             source = (RUNTIME_FOLDER / name).read_text("utf-8").encode()
             info = tarfile.TarInfo(name)
@@ -79,19 +81,25 @@ class Writer:
 
     Use as a context manager; leaving it without an error completes the file. Streams must come ordered by spec.
     max_tokens bounds the tokens (times factors) that will come, and decides whether the zip needs 64-bit sizes.
+    raw files are (name, first segment, number of segments), in the order of the segments; files are (name, path) of
+    those to keep byte for byte.
     """
 
     def __init__(
-        self, path: Path, specs: Sequence[CodedSpec], model: bytes | None, max_tokens: int, version: str
-    ) -> None:
+        self, path: Path, specs: Sequence[CodedSpec], model: bytes | None, max_tokens: int, version: str,
+        raw: Sequence[tuple[str, int, int]] = (), files: Sequence[tuple[str, Path]] = (),
+    ) -> None:  # fmt: skip
         self.specs, self.model, self.version = specs, model, version
+        self.raw, self.files = raw, files
+        self.kept: list[tuple[str, int, int, int]] = []
         self.segments: dict[str, list[Any]] = {"name": [], "dtype": [], "shape": [], "crc32": []}
         self.groups: dict[str, list[int]] = {"spec": [], "segments": [], "bytes": [], "crc32": []}
         self.whole = hashlib.sha256()
         self.zip = zipfile.ZipFile(path, "x")
         try:
             self._put(archive.BOOTSTRAP, bootstrap(), zipfile.ZIP_DEFLATED)
-            self._put(archive.RUNTIME, runtime_archive(frozenset(s.codec for s in specs)))
+            needs = {s.codec for s in specs} | ({"files"} if raw or files else set())
+            self._put(archive.RUNTIME, runtime_archive(frozenset(needs)))
             if model is not None:
                 self._put(archive.MODEL, model)
             # A token never takes more than a word of the range coder; a stream ends within two more.
@@ -124,15 +132,17 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.streams.close()
-            self._put(archive.MANIFEST, self.manifest(), zipfile.ZIP_DEFLATED)
-            self.zip.close()
-            return
-        # Closing writes, and fails again where the disk is full: the first error is the one to tell.
-        for handle in (self.streams, self.zip):
-            with suppress(OSError, ValueError):
-                handle.close()
+        try:
+            if error is None:
+                self.streams.close()
+                self._put_files()
+                self._put(archive.MANIFEST, self.manifest(), zipfile.ZIP_DEFLATED)
+                self.zip.close()
+        finally:
+            # Closing writes, and fails again where the disk is full: the first error is the one to tell.
+            for handle in (self.streams, self.zip):
+                with suppress(OSError, ValueError):
+                    handle.close()
 
     def manifest(self) -> bytes:
         """manifest.json as bytes."""
@@ -151,11 +161,43 @@ class Writer:
             if self.model is None
             else {"bytes": len(self.model), "sha256": hashlib.sha256(self.model).hexdigest()},
         }
+        # Only archives with such files have these members, and the module that reads them.
+        for key, rows, keys in (
+            ("files", self.kept, ("name", "bytes", "crc32", "stored")),
+            ("raw", self.raw, ("name", "first", "segments")),
+        ):
+            if rows:
+                table[key] = {"count": len(rows)} | {k: list(values) for k, values in zip(keys, zip(*rows))}
         body = json.dumps(table, separators=(",", ":")).encode()[:-1]
         return body + archive.CHECK.format(hashlib.sha256(body).hexdigest()).encode()
 
+    def _put_files(self) -> None:
+        """files.bin: each file as xz, since that is in Python's standard library wherever archives are unpacked."""
+        if not self.files:
+            return
+        large = sum(path.stat().st_size for _, path in self.files) > _ZIP64_FROM // 2
+        with self.zip.open(_entry(archive.FILES), "w", force_zip64=large) as entry:
+            for name, path in self.files:
+                xz = lzma.LZMACompressor(lzma.FORMAT_XZ, lzma.CHECK_NONE)
+                size = crc = stored = 0
+                for piece in read_pieces(path):
+                    size, crc = size + len(piece), zlib.crc32(piece, crc)
+                    stored += entry.write(xz.compress(piece))
+                stored += entry.write(xz.flush())
+                self.kept.append((name, size, crc, stored))
+
     def _put(self, name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
         self.zip.writestr(_entry(name), data, method, 9)
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """A file in pieces. Raises InputError."""
+    try:
+        with open(path, "rb") as handle:
+            while piece := handle.read(1 << 20):
+                yield piece
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

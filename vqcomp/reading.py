@@ -14,6 +14,7 @@ import numpy as np
 from .runtime import archive
 from .runtime.archive import Reader, Segment
 from .runtime.errors import DamageError, FormatError, InputError
+from .runtime.files import Kept, Raw, contents
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
@@ -81,17 +82,31 @@ class Archive(Reader, Mapping[str, np.ndarray]):
 
     @property
     def raw_bytes(self) -> int:
-        """Size of all tokens at ceil(log2 vocabulary) bits each; 10 bits for commaVQ."""
+        """Size of all tokens at ceil(log2 vocabulary) bits each, 10 for commaVQ, and of the files kept as they are."""
         specs, groups = self.manifest.specs, self.manifest.groups
         bits = sum(s.tokens * (specs[groups[s.group].spec].vocabulary - 1).bit_length() for s in self.segments)
-        return -(-bits // 8)
+        return -(-bits // 8) + sum(f.size for f in self.kept)
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """Files that are kept byte for byte."""
+        return self.manifest.extras.kept if self.manifest.extras else ()
+
+    @property
+    def raw(self) -> tuple[Raw, ...]:
+        """Files that segments make up."""
+        return self.manifest.extras.raw if self.manifest.extras else ()
+
+    def contents(self, file: Kept) -> Iterator[bytes]:
+        """The bytes of a kept file in pieces. Raises DamageError, at the end at the latest."""
+        return contents(self, file)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each entry, compressed, and "total": of the whole zip, or of the folder's entries."""
         if self._zip:
             entries = {info.filename: info.compress_size for info in self._zip.infolist()}
             return {**entries, "total": self.path.stat().st_size}
-        names = (archive.BOOTSTRAP, archive.RUNTIME, archive.MODEL, archive.STREAMS, archive.MANIFEST)
+        names = (archive.BOOTSTRAP, archive.RUNTIME, archive.MODEL, archive.STREAMS, archive.FILES, archive.MANIFEST)
         entries = {name: (self.path / name).stat().st_size for name in names if (self.path / name).exists()}
         return {**entries, "total": sum(entries.values())}
 
@@ -124,12 +139,12 @@ class Archive(Reader, Mapping[str, np.ndarray]):
             raise FormatError(f"{entry}: expected at most {limit} bytes")
         return data
 
-    def open_streams(self) -> tuple[BinaryIO, int, int]:
+    def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
         # Read at its place in the file: zipfile checks one CRC over all streams, so that one flipped bit would take the
         # healthy ones along.
         if not self._zip:
-            return super().open_streams()
-        info = self._info(archive.STREAMS)
+            return super().open_stored(entry)
+        info = self._info(entry)
         if info.compress_type != zipfile.ZIP_STORED:
             raise FormatError(f"{info.filename}: expected to be stored, found compressed; unzip it and open the folder")
         start = self._data_start(info)

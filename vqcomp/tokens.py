@@ -1,15 +1,15 @@
-"""Where segments come from: .npy files, folders of them, and arrays. Nothing is ever unpickled."""
+"""Segments of ids: arrays in memory and .npy files, and what makes them fit to compress. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,11 +22,12 @@ VOCABULARY_LIMIT = 1 << 16
 KNOWN_GRIDS = {128: (8, 16)}
 """Grids that are meant where an array has only their number of tokens per frame."""
 _MAGIC = b"\x93NUMPY"
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 """Tokens read at a time where an array is only looked through."""
 
 Grid = tuple[int, int]
-Data = str | os.PathLike[str] | Mapping[str, np.ndarray]
+Bad = Callable[["InputError"], None]
+"""Called with what is wrong with one piece of the data: raises it, or notes it and lets the rest go on."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Segment:
     source: Path | np.ndarray
     start: int = 0
     fortran: bool = False
+    spec: TokenSpec | None = None
+    """What its data set says that its tokens are; None where nothing says it but the ids."""
+    file: str | None = None
+    """The raw file that it is a part of, in which segments follow one another; None for an array of its own."""
 
     @property
     def label(self) -> str:
@@ -68,14 +73,19 @@ class Segment:
         return values.reshape(self.shape, order="F" if self.fortran else "C")
 
     def maximum(self) -> int:
-        """The largest id, read in blocks. Raises InputError unless all are in 0..65535."""
-        low, high = VOCABULARY_LIMIT, -1
+        """The largest id, read in blocks. Raises InputError unless all are in the vocabulary, or in 0..65535."""
+        low, high = 0, 0
         for block in self._blocks():
             low, high = min(low, int(block.min())), max(high, int(block.max()))
-        if low < 0 or high >= VOCABULARY_LIMIT:
-            found = low if low < 0 else high
-            raise InputError(f"{self.label}: expected ids in 0..{VOCABULARY_LIMIT - 1}, found {found}")
+        self.check_range(low, high)
         return high
+
+    def check_range(self, low: int, high: int) -> None:
+        """Raise InputError unless the smallest and the largest id are in the vocabulary, or in 0..65535."""
+        limit = self.spec.vocabulary if self.spec else VOCABULARY_LIMIT
+        if low < 0 or high >= limit:
+            found = low if low < 0 else high
+            raise InputError(f"{self.label}: expected ids in 0..{limit - 1}, found {found}")
 
     def tokens_of(self, spec: TokenSpec) -> np.ndarray:
         """Its int32 factors (T, S, F). Raises InputError if an id is outside the vocabulary: the file has changed."""
@@ -84,11 +94,7 @@ class Segment:
             raise InputError(
                 f"{self.label}: expected ids in 0..{spec.vocabulary - 1}; the file changed while it was read"
             )
-        factors = []
-        for size in spec.factors:
-            factors.append(ids % size)
-            ids = ids // size
-        return np.stack(factors, -1).astype(np.int32)
+        return split_ids(ids, spec.factors).astype(np.int32)
 
     def _blocks(self) -> Iterable[np.ndarray]:
         """The values, flat, in blocks in the order in which they lie in the file."""
@@ -100,7 +106,7 @@ class Segment:
                 handle.seek(self.start)
                 left = self.tokens
                 while left:
-                    block = np.fromfile(handle, self.dtype, min(left, _BLOCK))
+                    block = np.fromfile(handle, self.dtype, min(left, BLOCK))
                     if not block.size:
                         raise InputError(
                             f"{self.label}: expected {self.shape} values; the file got shorter while it was read"
@@ -111,77 +117,60 @@ class Segment:
             raise InputError(f"{self.label}: cannot be read: {error.strerror or error}") from error
 
 
-def find_segments(data: Data, grid: Grid | None = None) -> tuple[list[Segment], list[str]]:
-    """Every segment of `data`, sorted by name, and the names of other files in the folder, which were left out.
-
-    data: a .npy file, a folder of them at any depth, or a mapping from names to arrays. Of files only headers are read;
-    one without the suffix is known by its first bytes. A file's name is its path inside the folder. `grid` is (H, W) of
-    arrays (T, H * W); for 128 tokens per frame it is known to be (8, 16).
-    Raises InputError, naming the file, for whatever is not an array of ids; UnsafeNameError for names that cannot be
-    restored everywhere.
-    """
-    skipped: list[str] = []
-    if isinstance(data, Mapping):
-        segments = [_in_memory(name, array, grid) for name, array in data.items()]
-    else:
-        path = Path(data)
-        if path.is_dir():
-            segments = []
-            for file, name in _walk(path):
-                found = _in_file(file, name, grid)
-                segments.append(found) if found else skipped.append(name)
-        else:
-            found = _in_file(path, path.name, grid)
-            if not found:
-                raise InputError(f"{path}: expected a .npy file (numpy.save) or a folder of them, found neither")
-            segments = [found]
-    if not segments:
-        raise InputError(
-            f"{data}: expected .npy files inside, found none" if skipped else f"{data}: found no segments, it is empty"
-        )
-    segments.sort(key=lambda s: s.name)
-    check_names([s.name for s in segments])
-    return segments, skipped
+def split_ids(ids: np.ndarray, factors: Sequence[int]) -> np.ndarray:
+    """Ids (...) -> their factors (..., F), the first varying fastest."""
+    split = []
+    for size in factors:
+        split.append(ids % size)
+        ids = ids // size
+    return np.stack(split, -1)
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Raise InputError unless all names are safe, and each can be a file beside the others on every system."""
-    files: dict[str, str] = {}
-    folders: dict[str, str] = {}
-    for name in names:
+class Names:
+    """Names of files to restore, checked one by one: each must be safe, and a file of its own on every system."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        self._folders: dict[str, str] = {}
+
+    def add(self, name: str, label: str = "") -> None:
+        """Take one more. Raises InputError, which starts with `label`, if it clashes with an earlier one."""
+        label = label and f"{label}: "
         try:
             check_name(name)
         except UnsafeNameError as error:
-            raise InputError(f"{error}; rename it") from error
+            raise InputError(f"{label}{error}; rename it") from error
         key = unicodedata.normalize("NFC", name).casefold()
-        if key in files:
+        above = [key[:i] for i, c in enumerate(key) if c == "/"]
+        if key in self._files:
             raise InputError(
-                f"duplicate names: {files[key]!r} and {name!r} are one file where case does not count; rename one"
+                f"{label}duplicate names: {self._files[key]!r} and {name!r} are one file where case does not count; "
+                "rename one"
             )
-        files[key] = name
-        while "/" in key:
-            key = key.rpartition("/")[0]
-            folders[key] = name
-    for key in files.keys() & folders.keys():
-        raise InputError(f"duplicate names: {files[key]!r} is a file and, in {folders[key]!r}, a folder; rename one")
+        clash = next((folder for folder in above if folder in self._files), None)
+        if clash or key in self._folders:
+            file, inside = (self._files[clash], name) if clash else (name, self._folders[key])
+            raise InputError(f"{label}duplicate names: {file!r} is a file and, in {inside!r}, a folder; rename one")
+        self._files[key] = name
+        self._folders.update(dict.fromkeys(above, name))
 
 
 def find_specs(segments: Sequence[Segment], maxima: Sequence[int], known: Sequence[TokenSpec]) -> list[TokenSpec]:
-    """The TokenSpec of each segment: the first of `known` that it fits, else that of all such segments of its grid.
+    """The TokenSpec of each segment: its own, or the first of `known` that it fits, or that of its grid.
 
-    The latter's vocabulary is the largest id + 1.
+    The vocabulary of a grid is the largest id + 1 of all segments of that grid that fit nothing else.
     """
     specs: list[TokenSpec | None] = []
     largest: dict[Grid, int] = {}
     for segment, maximum in zip(segments, maxima):
         fitting = (k for k in known if (k.height, k.width) == segment.grid and maximum < k.vocabulary)
-        specs.append(next(fitting, None))
+        specs.append(segment.spec or next(fitting, None))
         if specs[-1] is None:
             largest[segment.grid] = max(maximum, largest.get(segment.grid, 1))
     return [spec or TokenSpec(*s.grid, (largest[s.grid] + 1,)) for s, spec in zip(segments, specs)]
 
 
-def _walk(folder: Path) -> Iterable[tuple[Path, str]]:
+def walk(folder: Path) -> Iterable[tuple[Path, str]]:
     """(file, name) of all files at any depth, through links to folders too. Raises InputError at a loop of links."""
     stack: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(folder, "", frozenset())]
     while stack:
@@ -202,7 +191,7 @@ def _walk(folder: Path) -> Iterable[tuple[Path, str]]:
                 yield Path(entry.path), name
 
 
-def _in_file(path: Path, name: str, grid: Grid | None) -> Segment | None:
+def array_in_file(path: Path, name: str, grid: Grid | None) -> Segment | None:
     """The segment in a file, or None if it is not a .npy file by its name nor by its first bytes."""
     named = name.lower().endswith(".npy")
     try:
@@ -218,11 +207,11 @@ def _in_file(path: Path, name: str, grid: Grid | None) -> Segment | None:
                     raise InputError(f"{path}: expected a .npy file (numpy.save), found {found}")
                 return None
             handle.seek(0)
-            shape, fortran, dtype = _header(path, handle)
+            shape, fortran, dtype = read_header(str(path), handle)
             start = handle.tell()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    grid = _check(str(path), dtype, shape, grid)
+    grid = check_array(str(path), dtype, shape, grid)
     expected = start + dtype.itemsize * prod(shape)
     if size < expected:
         raise InputError(f"{path}: expected {expected} bytes for {shape} {dtype}, found {size}; the file is truncated")
@@ -233,7 +222,8 @@ def _in_file(path: Path, name: str, grid: Grid | None) -> Segment | None:
     return Segment(name, dtype, shape, grid, path, start, fortran)
 
 
-def _header(path: Path, handle: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(label: str, handle: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether in Fortran order, dtype) of an open .npy file, up to its values. Raises InputError."""
     try:
         version = np.lib.format.read_magic(handle)
         if version == (1, 0):
@@ -242,19 +232,20 @@ def _header(path: Path, handle: BinaryIO) -> tuple[tuple[int, ...], bool, np.dty
             return np.lib.format.read_array_header_2_0(handle)
     except Exception as error:  # numpy raises many kinds, even SyntaxError, for a header that cannot be parsed
         raise InputError(
-            f"{path}: the .npy header cannot be read, the file is truncated or damaged: {error}"
+            f"{label}: the .npy header cannot be read, the file is truncated or damaged: {error}"
         ) from error
     raise InputError(
-        f"{path}: expected a .npy header of version 1.0 or 2.0, found {version}; arrays of ids have no other"
+        f"{label}: expected a .npy header of version 1.0 or 2.0, found {version}; arrays of ids have no other"
     )
 
 
-def _in_memory(name: str, array: np.ndarray, grid: Grid | None) -> Segment:
+def array_in_memory(name: str, array: np.ndarray, grid: Grid | None) -> Segment:
+    """The segment that an array is. Raises InputError."""
     array = np.asarray(array)
-    return Segment(name, array.dtype, array.shape, _check(repr(name), array.dtype, array.shape, grid), array)
+    return Segment(name, array.dtype, array.shape, check_array(repr(name), array.dtype, array.shape, grid), array)
 
 
-def _check(label: str, dtype: np.dtype[Any], shape: tuple[int, ...], grid: Grid | None) -> Grid:
+def check_array(label: str, dtype: np.dtype[Any], shape: tuple[int, ...], grid: Grid | None) -> Grid:
     """The grid of an array. Raises InputError unless it can hold a segment."""
     if dtype.kind not in "iu":
         kind = "objects, which are never unpickled" if dtype.hasobject else str(dtype)

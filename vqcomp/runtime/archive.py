@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,9 @@ from .spec import TokenSpec
 
 FORMAT = 1
 BOOTSTRAP, ROOT = "decompress.py", "vqcomp/"
-RUNTIME, MODEL, STREAMS, MANIFEST = (ROOT + n for n in ("runtime.tar.bz2", "model.vqm", "streams.bin", "manifest.json"))
+RUNTIME, MODEL, STREAMS, FILES, MANIFEST = (
+    ROOT + n for n in ("runtime.tar.bz2", "model.vqm", "streams.bin", "files.bin", "manifest.json")
+)
 CODECS = ("adaptive", "gpt")
 CHECK = ',"check":"{}"}}'
 """How a manifest ends: the sha256 of everything before."""
@@ -59,7 +61,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an archive holds. `codecs` runs beside `specs`; `model` is (bytes, sha256) of model.vqm."""
+    """What an archive holds. `codecs` runs beside `specs`; `model` is (bytes, sha256) of model.vqm.
+
+    extras: files.Extras, or None if all that it restores are arrays.
+    """
 
     version: str
     specs: tuple[TokenSpec, ...]
@@ -68,6 +73,7 @@ class Manifest:
     groups: tuple[Group, ...]
     sha256: str
     model: tuple[int, str] | None
+    extras: Any = None
 
 
 def check_name(name: str) -> None:
@@ -120,44 +126,52 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def _manifest(table: dict[str, Any]) -> Manifest:
-    specs = [TokenSpec(_int(s["height"], 1), _int(s["width"], 1), tuple(s["factors"])) for s in table["specs"]]
+    specs = [TokenSpec(as_int(s["height"], 1), as_int(s["width"], 1), tuple(s["factors"])) for s in table["specs"]]
     codecs = [s["codec"] for s in table["specs"]]
     for spec, codec in zip(specs, codecs):
         if codec not in CODECS:
             raise FormatError(f"{MANIFEST}: expected a codec among {CODECS}, found {codec!r}; upgrade vqcomp")
-        if not spec.factors or not all(2 <= _int(f) <= 1 << 16 for f in spec.factors):
+        if not spec.factors or not all(2 <= as_int(f) <= 1 << 16 for f in spec.factors):
             raise ValueError(f"factors {spec.factors}")
     rows, runs = table["segments"], table["groups"]
-    names, n, m = rows["name"], len(rows["name"]), _int(runs["count"], 1)
+    names, n, m = rows["name"], len(rows["name"]), as_int(runs["count"], 1)
     if not isinstance(names, list):
         raise ValueError("names are a list")
-    for name in names:
+    extras = None
+    if "files" in table or "raw" in table:
+        from .files import parse
+
+        extras = parse(table, n)
+    everything = names + (extras.names if extras else [])
+    for name in everything:
         check_name(name)
-    folded = {name.casefold() for name in names}
-    if len(folded) < n or folded & {str(folder) for name in folded for folder in PurePosixPath(name).parents}:
+    folded = {name.casefold() for name in everything}
+    if len(folded) < len(everything) or folded & {
+        str(folder) for name in folded for folder in PurePosixPath(name).parents
+    }:
         raise FormatError(f"{MANIFEST}: duplicate names, or a name that is a folder in another")
     if m > n:
         raise ValueError("more groups than segments")
     groups: list[Group] = []
     first = offset = 0
-    columns = (_column(runs[key], m) for key in ("spec", "segments", "bytes", "crc32"))
+    columns = (as_column(runs[key], m) for key in ("spec", "segments", "bytes", "crc32"))
     for index, count, size, crc in zip(*columns):
-        specs[_int(index)]
-        groups.append(Group(index, range(first, first + _int(count, 1)), offset, _int(size), _int(crc)))
+        specs[as_int(index)]
+        groups.append(Group(index, range(first, first + as_int(count, 1)), offset, as_int(size), as_int(crc)))
         first, offset = first + count, offset + size
     if first != n:
         raise ValueError(f"groups of {first} segments, but {n} segments")
     segments: list[Segment] = []
-    kinds, shapes, crcs = (_column(rows[key], n) for key in ("dtype", "shape", "crc32"))
+    kinds, shapes, crcs = (as_column(rows[key], n) for key in ("dtype", "shape", "crc32"))
     for g, group in enumerate(groups):
         spec = specs[group.spec]
         for i in group.segments:
-            shape = tuple(_int(v, 1) for v in shapes[i])
+            shape = tuple(as_int(v, 1) for v in shapes[i])
             if shape[1:] not in ((spec.height, spec.width), (spec.positions,)) or prod(shape) > TOKENS_LIMIT:
                 raise ValueError(f"shape {shape} of {names[i]!r}")
             if not re.fullmatch(r"[<>|][iu][1248]", kinds[i]):
                 raise ValueError(f"dtype {kinds[i]!r} of {names[i]!r}")
-            segments.append(Segment(names[i], np.dtype(kinds[i]), shape, _int(crcs[i]), g))
+            segments.append(Segment(names[i], np.dtype(kinds[i]), shape, as_int(crcs[i]), g))
     model = table["model"]
     if (model is not None) != ("gpt" in codecs):
         raise ValueError("a model goes with the codec 'gpt', and only with it")
@@ -168,17 +182,18 @@ def _manifest(table: dict[str, Any]) -> Manifest:
         tuple(segments),
         tuple(groups),
         str(table["sha256"]),
-        None if model is None else (_int(model["bytes"], 1), str(model["sha256"])),
+        None if model is None else (as_int(model["bytes"], 1), str(model["sha256"])),
+        extras,
     )
 
 
-def _int(value: Any, least: int = 0) -> int:
+def as_int(value: Any, least: int = 0) -> int:
     if type(value) is not int or value < least:
         raise ValueError(f"expected an integer of at least {least}, found {value!r}")
     return value
 
 
-def _column(column: Any, count: int) -> Sequence[Any]:
+def as_column(column: Any, count: int) -> Sequence[Any]:
     """A column of a table: the list of its values, or {"all": value} where every row has the same."""
     if isinstance(column, dict):
         return [column["all"]] * count
@@ -200,7 +215,7 @@ class Reader:
         self._codecs: dict[int, Any] = {}
         try:
             self.manifest = parse_manifest(self.read(MANIFEST, MANIFEST_LIMIT))
-            self._streams, self._start, found = self.open_streams()
+            self._streams, self._start, found = self.open_stored(STREAMS)
             expected = sum(g.size for g in self.manifest.groups)
             if found != expected:
                 self._streams.close()
@@ -233,12 +248,24 @@ class Reader:
             raise FormatError(f"{entry}: expected at most {limit} bytes")
         return data
 
-    def open_streams(self) -> tuple[BinaryIO, int, int]:
-        """(open file, where the streams start in it, their size in bytes). Raises FormatError where there are none."""
+    def outputs(self, names: Collection[str] | None = None) -> list[str]:
+        """The files that restoring everything, or these names, writes."""
+        parts: dict[str, Any] = {}
+        kept: list[Any] = []
+        wanted = None if names is None else set(names)
+        if self.manifest.extras:
+            from .files import chosen_files
+
+            wanted, parts, kept = chosen_files(self, wanted)
+        segments = (s.name for s in self.manifest.segments if wanted is None or s.name in wanted)
+        return list(dict.fromkeys([parts[n].name if n in parts else n for n in segments] + [f.name for f in kept]))
+
+    def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
+        """(open file, where an entry that is stored starts in it, its size). Raises FormatError if missing."""
         try:
-            handle = open(self.path / STREAMS, "rb")
+            handle = open(self.path / entry, "rb")
         except FileNotFoundError as error:
-            raise FormatError(f"no {STREAMS} inside; expected an archive written by vqcomp") from error
+            raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
         return handle, 0, os.fstat(handle.fileno()).st_size
 
     def _stream(self, group: Group) -> bytes:

@@ -9,10 +9,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -47,7 +48,9 @@ class Progress:
         if not self.quiet and now - self.shown > 0.2:
             self.shown = now
             rate = self.done[1] / (now - self.start)
-            counts = f"{self.done[0]:,}/{self.all[0]:,} segments, {100 * self.done[1] / self.all[1]:.0f} % of tokens"
+            counts = (
+                f"{self.done[0]:,}/{self.all[0]:,} segments, {100 * self.done[1] / max(self.all[1], 1):.0f} % of tokens"
+            )
             print(f"\r{self.stage}: {counts}, {rate:,.0f} tokens/s   ", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
@@ -86,18 +89,23 @@ def restore(
     batch_size: int = 16,
     progress: Reporter | None = None,
 ) -> dict[str, str]:
-    """Write segments as .npy files under `folder`, each one whole or not at all.
+    """Write segments as .npy files under `folder`, and the archive's other files, each one whole or not at all.
 
-    Returns what was lost to damage, name -> reason; the other segments are written all the same. On any other error,
+    Returns what was lost to damage, name -> reason; everything else is written all the same. On any other error,
     and on an interrupt, what this call created is removed again. Raises InputError where a file exists (unless
     `force`), where there is too little disk, or on an unknown name; UnsafeNameError where a link leads out of `folder`.
     """
+    for output in archive.outputs(names) if not force else ():
+        if os.path.lexists(folder / output):
+            raise InputError(f"{folder / output}: exists already; -f overwrites it")
     wanted = None if names is None else set(names)
+    parts: dict[str, Any] = {}
+    kept: list[Any] = []
+    if archive.manifest.extras:
+        from .files import chosen_files, report_parts, save_kept, save_raw
+
+        wanted, parts, kept = chosen_files(archive, wanted)
     chosen = [s for s in archive.manifest.segments if wanted is None or s.name in wanted]
-    if not force:
-        for segment in chosen:
-            if os.path.lexists(folder / segment.name):
-                raise InputError(f"{folder / segment.name}: exists already; -f overwrites it")
     progress = progress or Progress(quiet=True)
     lost: dict[str, str] = {}
     created: list[Path] = []
@@ -105,9 +113,20 @@ def restore(
     def count(tokens: int) -> None:
         progress.advance(0, tokens)
 
+    def save(name: str, write: Callable[[BinaryIO], object]) -> None:
+        path = folder / name
+        make_folder(path.parent, created)
+        if root not in (path.parent.resolve() / "x").parents:
+            raise UnsafeNameError(f"{path}: a link leads out of {folder}; expected a folder inside")
+        is_new = not path.exists()
+        with replacing(path) as temporary, open(temporary, "xb") as handle:
+            write(handle)
+        if is_new:
+            created.append(path)
+
     try:
         make_folder(folder, created)
-        need = sum(s.tokens * s.dtype.itemsize + 128 for s in chosen)
+        need = sum(s.tokens * s.dtype.itemsize + 128 for s in chosen) + sum(f.size for f in kept)
         free = shutil.disk_usage(folder).free
         if need > free and not force:
             raise InputError(f"{folder}: too little disk: {need:,} bytes are needed, {free:,} are free")
@@ -115,18 +134,18 @@ def restore(
         tokens = sum(s.tokens for s in archive.manifest.segments if s.group in groups)
         progress.begin("decoding", len(chosen), tokens)
         root = folder.resolve()
-        for name, array in archive.decode(wanted, batch_size=batch_size, damaged=lost, progress=count):
-            path = folder / name
-            make_folder(path.parent, created)
-            if root not in (path.parent.resolve() / "x").parents:
-                raise UnsafeNameError(f"{path}: a link leads out of {folder}; expected a folder inside")
-            is_new = not path.exists()
-            # np.save would append .npy to a path; to a handle it writes under the very name.
-            with replacing(path) as temporary, open(temporary, "xb") as handle:
-                np.save(handle, array)
-            if is_new:
-                created.append(path)
-            progress.advance(1, 0)
+        decoded = archive.decode(wanted, batch_size=batch_size, damaged=lost, progress=count)
+        for raw, items in groupby(decoded, lambda item: parts.get(item[0])):
+            if raw:
+                save_raw(raw, items, save)
+                continue
+            for name, array in items:
+                # np.save would append .npy to a path; to a handle it writes under the very name.
+                save(name, lambda handle, array=array: np.save(handle, array))  # type: ignore[misc]
+                progress.advance(1, 0)
+        if archive.manifest.extras:
+            save_kept(archive, kept, save, lost)
+            report_parts(parts, lost)
     except BaseException:
         for path in reversed(created):
             with suppress(OSError):  # such as a folder that has got other files since
@@ -176,11 +195,12 @@ def main(here: str) -> int:
     try:
         with Reader(here, device=args.device) as archive:
             lost = restore(archive, output, args.only, force=True, batch_size=args.batch_size, progress=Progress())
-            total = len(set(args.only or archive.manifest.segments))
+            total = len(archive.outputs(args.only))
         if lost:
             print(report_loss(lost, total), file=sys.stderr)
             return 3
-        print(f"restored {total} segments into {output} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+        noun = "files" if archive.manifest.extras else "segments"
+        print(f"restored {total} {noun} into {output} in {time.monotonic() - start:.1f} s", file=sys.stderr)
         return 0
     except VqcompError as error:
         print(f"error: {error}", file=sys.stderr)

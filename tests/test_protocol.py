@@ -1,0 +1,222 @@
+"""1X's metric, held against a computation of its own, against what is known by hand, and against coded bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import random_tensors, tiny_config
+
+from vqcomp import protocol
+from vqcomp.cli import run
+from vqcomp.protocol import Network, Score, autoregressive, teacher_forced, window_starts
+from vqcomp.runtime.engine import Engine
+from vqcomp.runtime.errors import InputError, ModelError
+from vqcomp.runtime.exact import make_ops
+from vqcomp.runtime.gpt import GPTCodec, self_test
+from vqcomp.runtime.weights import write_model
+from vqcomp.worldmodel import open_video, write_synthetic, write_video
+
+FACTORS = (512, 512)
+
+
+def windows(count=2, frames=16, positions=9, factors=FACTORS, seed=0):
+    random = np.random.default_rng(seed)
+    return np.stack([random.integers(0, size, (count, frames, positions)) for size in factors], -1)
+
+
+class Table:
+    """A predictor whose logits are made beforehand, one array (B, T, S, V) for each factor."""
+
+    def __init__(self, *logits):
+        self.logits, self.asked = logits, []
+
+    def start(self, windows):
+        return [0]
+
+    def forward(self, state, previous):
+        self.asked.append(previous)
+        first, state[0] = state[0], state[0] + previous.shape[1]
+        return [x[:, first : state[0]] for x in self.logits]
+
+
+def one_hot(truth, scale):
+    return [np.eye(size)[truth[..., f]] * scale for f, size in enumerate(FACTORS)]
+
+
+def test_uniform_guesses_cost_the_logarithm_of_the_vocabulary():
+    truth = windows()
+    table = Table(*(np.zeros((*truth.shape[:3], 512)) for _ in FACTORS))
+    score = teacher_forced(table, iter([truth]))
+    assert score.cross_entropy == pytest.approx(2 * math.log(512), abs=1e-12)
+    assert round(score.cross_entropy, 3) == 12.477
+    assert (score.windows, score.frames) == (2, 30)
+
+
+def test_a_model_that_knows_the_answer_costs_nothing():
+    truth = windows()
+    score = teacher_forced(Table(*one_hot(truth, 1000.0)), iter([truth]))
+    assert (score.cross_entropy, score.accuracy) == (0.0, 1.0)
+
+
+def test_a_token_is_accurate_if_both_factors_are():
+    truth = windows(1, 3, 4)
+    wrong = truth.copy()
+    wrong[0, 1, 0, 0] += 1  # one factor of one token, the other of another, both of a third
+    wrong[0, 2, 1, 1] += 1
+    wrong[0, 2, 2] += 1
+    score = teacher_forced(Table(*one_hot(wrong % 512, 1000.0)), iter([truth]))
+    assert score.accuracy == (8 - 3) / 8
+    assert score.cross_entropy == 4 * 1000.0 / 8
+
+
+def test_the_first_frame_is_given_and_does_not_count():
+    truth = windows(1, 2, 3)
+    logits = one_hot(truth, 1000.0)
+    for x in logits:
+        x[:, 0] = 0
+    assert teacher_forced(Table(*logits), iter([truth])).cross_entropy == 0.0
+
+
+def test_it_is_the_sum_of_the_cross_entropies_that_torch_computes():
+    torch = pytest.importorskip("torch")
+    truth, random = windows(3), np.random.default_rng(1)
+    logits = [random.normal(0, 3, (*truth.shape[:3], 512)) for _ in FACTORS]
+    # As 1X's eval_utils.compute_loss has it: logits (B, 512, 2, T - 1, ...), labels (B, 2, T - 1, ...).
+    stacked = torch.tensor(np.stack(logits, 1)[:, :, 1:]).permute(0, 4, 1, 2, 3)
+    labels = torch.tensor(truth[:, 1:]).permute(0, 3, 1, 2)
+    loss = torch.nn.functional.cross_entropy(stacked, labels, reduction="none").sum(1).mean().item()
+    right = (stacked.argmax(1) == labels).all(1).double().mean().item()
+    score = teacher_forced(Table(*logits), iter([truth]))
+    assert score.cross_entropy == pytest.approx(loss, abs=1e-9)
+    assert score.accuracy == right
+
+
+def test_predictors_are_shown_the_true_frames_before_and_never_the_frame_itself():
+    truth = windows(2, 5)
+    table = Table(*one_hot(truth, 1.0))
+    teacher_forced(table, iter([truth]))
+    (asked,) = table.asked
+    assert (asked[:, 0] == -1).all()
+    np.testing.assert_array_equal(asked[:, 1:], truth[:, :-1])
+
+
+def test_autoregressive_prediction_goes_on_from_its_own_guesses():
+    truth, guesses = windows(2, 12), windows(2, 12, seed=1)
+    table = Table(*one_hot(guesses, 10.0))
+    score = autoregressive(table, iter([truth]), prompt=8)
+    np.testing.assert_array_equal(table.asked[0][:, 1:], truth[:, :8])
+    for asked, t in zip(table.asked[1:], range(9, 12)):
+        np.testing.assert_array_equal(asked[:, 0], guesses[:, t - 1])
+    assert len(table.asked) == 4
+    assert score.frames == 2 * 4
+    same = autoregressive(Table(*one_hot(truth, 1000.0)), iter([truth]), prompt=8)
+    assert (same.cross_entropy, same.accuracy) == (0.0, 1.0)
+
+
+def starts_by_1x(segment_ids, window, stride):
+    """What 1X's data.py does, written down from its description: quadratic, and with sets of frames."""
+    starts, used = [], set()
+    for start in range(len(segment_ids) - (window - 1) * stride):
+        frames = set(range(start, start + window * stride, stride))
+        if segment_ids[start] == segment_ids[max(frames)] and not frames & used:
+            starts.append(start)
+            used |= frames
+    return starts
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 4), st.integers(1, 5))
+def test_windows_are_those_that_1x_takes(segment_ids, window, stride):
+    assert window_starts(np.array(segment_ids, np.int32), window, stride) == starts_by_1x(segment_ids, window, stride)
+
+
+def test_a_window_spans_226_frames_of_one_clip_at_2_hz():
+    assert window_starts(np.zeros(225, np.int32)) == []
+    assert window_starts(np.zeros(226, np.int32)) == [0]
+    assert window_starts(np.zeros(480, np.int32)) == [*range(15), *range(240, 255)]
+    assert window_starts(np.repeat([0, 1], 225).astype(np.int32)) == []
+
+
+def test_windows_hold_every_15th_frame_split_into_factors(tmp_path):
+    write_synthetic(tmp_path, frames=300, clips=1)
+    video = open_video(tmp_path)
+    (first, second) = protocol.read_windows(video, [0, 3, 59], 2)
+    assert (first.shape, second.shape) == ((2, 16, 256, 2), (1, 16, 256, 2))
+    joined = second[..., 0] + 512 * second[..., 1]
+    np.testing.assert_array_equal(joined[0].reshape(16, 16, 16), video.ids()[59:300:15][:16])
+
+
+@pytest.fixture(scope="module")
+def network():
+    config = tiny_config(height=3, width=3, factors=FACTORS)
+    return Engine(config, random_tensors(config), make_ops("numpy"))
+
+
+def test_a_networks_score_is_the_size_that_it_compresses_to(network):
+    truth = windows(1, 16)[:, :, :9]
+    truth[0, :, :5] = truth[0, 0, :5]  # something to predict
+    score = teacher_forced(Network(network), iter([truth]))
+    codec = GPTCodec(network.config.spec, network.config, random_tensors(network.config), make_ops("numpy"), None)
+    whole, first = codec.encode([[truth[0].astype(np.int32)], [truth[0, :1].astype(np.int32)]])
+    nats = 8 * (len(whole) - len(first)) * math.log(2)
+    # A stream is whole words of 32 bits.
+    assert abs(score.cross_entropy * 15 * 9 - nats) < 3 * 32 * math.log(2)
+
+
+def test_scores_do_not_depend_on_the_batch_or_on_steps(network):
+    truth = windows(5, 16)
+    scores = [teacher_forced(Network(network), iter(np.split(truth, at))) for at in ([], [1], [2, 4])]
+    assert len({(round(s.cross_entropy, 12), s.accuracy) for s in scores}) == 1
+    # With all frames but the last as a prompt, the two settings predict the last frame alike.
+    last = autoregressive(Network(network), iter([truth]), prompt=15)
+    logits = Network(network).forward(network.start(5), protocol._previous(truth))
+    nats, right = protocol.measure([x[:, 15] for x in logits], truth[:, 15])
+    assert (last.cross_entropy, last.accuracy) == (pytest.approx(nats / 45), right / 45)
+
+
+def write_folder(folder, frames=300, vocabulary=1 << 18):
+    ids = np.random.default_rng(0).integers(0, vocabulary, (frames, 3, 3)).astype(np.uint32)
+    ids[:, 1] = 7
+    write_video(folder, ids, np.zeros(frames), {"vocab_size": vocabulary, "hz": 30})
+
+
+def test_the_command_prints_every_setting_under_its_name(tmp_path, network, capsys):
+    write_folder(tmp_path / "val")
+    config = network.config
+    model = tmp_path / "m.vqm"
+    model.write_bytes(write_model(config, random_tensors(config), self_test(network)))
+    command = ["evaluate", "--protocol", "1x", "--model", str(model), str(tmp_path / "val"), "--device", "numpy"]
+    assert run(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("temporally teacher-forced: cross-entropy ")
+    assert lines[1].startswith("fully autoregressive after 8 frames: cross-entropy ")
+    assert lines[2].startswith("fully teacher-forced: does not apply")
+    assert run([*command, "--json", "--max-windows", "3"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    score = table["temporally teacher-forced"]
+    assert score["windows"] == 3
+    video = open_video(tmp_path / "val")
+    expected = teacher_forced(Network(network), protocol.read_windows(video, [0, 1, 2], 4))
+    assert score["cross_entropy"] == pytest.approx(expected.cross_entropy, abs=1e-9)
+    assert table["fully teacher-forced"] is None
+    assert Score(**score).frames == 45
+
+
+def test_what_cannot_be_scored_is_refused(tmp_path, network, capsys):
+    model = tmp_path / "m.vqm"
+    model.write_bytes(write_model(network.config, random_tensors(network.config), self_test(network)))
+    write_folder(tmp_path / "short", frames=225)
+    with pytest.raises(InputError, match=r"video\.bin: expected a window .* longest clip has 225 frames"):
+        protocol.evaluate(model.read_bytes(), tmp_path / "short", device="numpy")
+    write_folder(tmp_path / "other", vocabulary=1000)
+    with pytest.raises(ModelError, match="the model predicts"):
+        protocol.evaluate(model.read_bytes(), tmp_path / "other", device="numpy")
+    for arguments in (["--protocol", "1x", "a"], ["--protocol", "1x", "--model", "m", "a", "b"], ["a"]):
+        assert run(["evaluate", *arguments]) == 2
+    assert run(["evaluate", "--protocol", "1x", "--model", "none", str(tmp_path / "other")]) == 1
+    assert "expected one model" in capsys.readouterr().err

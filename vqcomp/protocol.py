@@ -1,0 +1,183 @@
+"""1X's metric: how well a network predicts the next frame of robots' video at 2 Hz, all of its tokens at once.
+
+Windows are 16 frames, every 15th of 30 a second, within one clip; the first is given, 15 are predicted. "Temporally
+teacher-forced", the compression challenge's setting: every frame is predicted from the true frames before it, and from
+none of its own tokens. The cross-entropy is in nats per token, the sum of its factors' (2 log 512 = 12.477 for uniform
+guesses); a prediction is accurate if all factors are right. (github.com/1x-technologies/1xgpt: data.py,
+genie/evaluate.py, eval_utils.py)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .runtime.codec import make_codec
+from .runtime.engine import LOGIT_UNIT, Engine
+from .runtime.errors import InputError
+from .runtime.gpt import GPTCodec
+from .tokens import split_ids
+from .worldmodel import Video, open_video
+
+WINDOW, STRIDE = 16, 15
+PROMPT = 8
+"""True frames that the fully autoregressive setting starts from."""
+
+
+class Predictor(Protocol):
+    """What the metric asks: logits of the next frames, in nats, for windows that go on from a state."""
+
+    def start(self, windows: int) -> Any:
+        """The state before the first frame."""
+        ...
+
+    def forward(self, state: Any, previous: np.ndarray) -> list[np.ndarray]:
+        """Move on by the frames `previous` (B, C, S, F), -1 before the first one.
+
+        Returns for each factor f (B, C, S, V_f), whose softmax predicts the frame after each.
+        """
+        ...
+
+
+class Network:
+    """A FrameGPT as a predictor, in the exact arithmetic in which it compresses."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def start(self, windows: int) -> Any:
+        return self.engine.start(windows)
+
+    def forward(self, state: Any, previous: np.ndarray) -> list[np.ndarray]:
+        logits = [self.engine.ops.host(x) for x in self.engine.forward(state, previous)]
+        unit = np.float32(math.log(2) / LOGIT_UNIT)
+        return [x.reshape(*previous.shape[:3], -1) * unit for x in logits]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over all predicted frames of all windows; seconds_per_frame is the time of predicting, per frame."""
+
+    windows: int
+    frames: int
+    cross_entropy: float
+    accuracy: float
+    seconds_per_frame: float
+
+
+def window_starts(segment_ids: np.ndarray, window: int = WINDOW, stride: int = STRIDE) -> list[int]:
+    """First frames of all windows, so that no frame is in two of them.
+
+    A window belongs to one clip if its first and its last frame do. As in 1X's data.py with filter_overlaps, they
+    are taken from the first frame on, but for those that share a frame with one that was taken.
+    """
+    span = (window - 1) * stride
+    if len(segment_ids) <= span:
+        return []
+    whole = np.flatnonzero(segment_ids[: len(segment_ids) - span] == segment_ids[span:])
+    starts = []
+    # Windows share frames only if they start at the same phase, less than a window apart.
+    free = [0] * stride
+    for start in whole.tolist():
+        if start >= free[start % stride]:
+            starts.append(start)
+            free[start % stride] = start + window * stride
+    return starts
+
+
+def measure(logits: list[np.ndarray], tokens: np.ndarray) -> tuple[float, int]:
+    """(sum of nats, number of tokens with all factors right) of tokens (..., F) by logits (..., V_f) of each factor."""
+    nats, right = 0.0, np.ones(tokens.shape[:-1], bool)
+    for f, x in enumerate(logits):
+        x = x.astype(np.float64)
+        truth = np.take_along_axis(x, tokens[..., f, None], -1)[..., 0]
+        top = x.max(-1)
+        nats += float((np.log(np.exp(x - top[..., None]).sum(-1)) + top - truth).sum())
+        right &= x.argmax(-1) == tokens[..., f]
+    return nats, int(right.sum())
+
+
+def teacher_forced(predictor: Predictor, windows: Iterator[np.ndarray]) -> Score:
+    """Predict frames 1, 2, ... of windows (B, T, S, F), each from the true frames before it."""
+
+    def run(truth: np.ndarray) -> list[np.ndarray]:
+        return [x[:, 1:] for x in predictor.forward(predictor.start(len(truth)), _previous(truth))]
+
+    return _score(run, windows, 1)
+
+
+def autoregressive(predictor: Predictor, windows: Iterator[np.ndarray], prompt: int = PROMPT) -> Score:
+    """Predict all frames after the first `prompt` ones, each from those and from its own best guesses."""
+
+    def run(truth: np.ndarray) -> list[np.ndarray]:
+        state = predictor.start(len(truth))
+        steps = [[x[:, -1] for x in predictor.forward(state, _previous(truth[:, : prompt + 1]))]]
+        for _ in range(prompt + 1, truth.shape[1]):
+            guess = np.stack([x.argmax(-1) for x in steps[-1]], -1)  # (B, S, F)
+            steps.append([x[:, 0] for x in predictor.forward(state, guess[:, None])])
+        return [np.stack(x, 1) for x in zip(*steps)]
+
+    return _score(run, windows, prompt)
+
+
+def _previous(frames: np.ndarray) -> np.ndarray:
+    """The frame before each of (B, T, S, F)."""
+    return np.concatenate([np.full_like(frames[:, :1], -1), frames[:, :-1]], 1)
+
+
+def _score(run: Callable[[np.ndarray], list[np.ndarray]], windows: Iterator[np.ndarray], first: int) -> Score:
+    count = frames = tokens = right = 0
+    nats = seconds = 0.0
+    for truth in windows:
+        start = time.perf_counter()
+        logits = run(truth)
+        seconds += time.perf_counter() - start
+        for b in range(len(truth)):  # one by one: float64 rows take memory
+            part = measure([x[b] for x in logits], truth[b, first:])
+            nats, right = nats + part[0], right + part[1]
+        count += len(truth)
+        frames += len(truth) * (truth.shape[1] - first)
+        tokens += truth[:, first:, :, 0].size
+    return Score(count, frames, nats / tokens, right / tokens, seconds / frames)
+
+
+def read_windows(video: Video, starts: list[int], batch_size: int) -> Iterator[np.ndarray]:
+    """The windows at `starts`: int64 (up to batch_size, WINDOW, S, F). Raises InputError for ids too large."""
+    ids = video.ids()
+    for i in range(0, len(starts), batch_size):
+        batch = np.stack([ids[s : s + WINDOW * STRIDE : STRIDE][:WINDOW] for s in starts[i : i + batch_size]])
+        if int(batch.max()) >= video.spec.vocabulary or int(batch.min()) < 0:
+            raise InputError(f"{video.path}: expected ids in 0..{video.spec.vocabulary - 1}, found {batch.max()}")
+        yield split_ids(batch.reshape(*batch.shape[:2], -1).astype(np.int64), video.spec.factors)
+
+
+def evaluate(
+    model: bytes, folder: Path, *, batch_size: int = 4, max_windows: int | None = None, device: str = "auto",
+    threads: int | None = None,
+) -> dict[str, Score | None]:  # fmt: skip
+    """Scores of a .vqm on one of 1X's folders by setting; None for settings that do not apply to a FrameGPT.
+
+    Raises InputError, ModelError.
+    """
+    video = open_video(folder)
+    starts = window_starts(video.segment_ids)[:max_windows]
+    if not starts:
+        raise InputError(
+            f"{video.path}: expected a window of {WINDOW} frames, {STRIDE} apart, in one clip; the longest clip has "
+            f"{max(map(len, video.clips))} frames"
+        )
+    codec = make_codec(video.spec, model, device=device, threads=threads)
+    assert isinstance(codec, GPTCodec)
+    network = Network(codec.engine)
+    return {
+        "temporally teacher-forced": teacher_forced(network, read_windows(video, starts, batch_size)),
+        f"fully autoregressive after {PROMPT} frames": autoregressive(network, read_windows(video, starts, batch_size)),
+        # It would see the tokens before it in its own frame, but all of a frame are predicted at once.
+        "fully teacher-forced": None,
+    }

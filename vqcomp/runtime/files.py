@@ -1,0 +1,147 @@
+"""What an archive restores besides arrays: files kept byte for byte, and raw files. FORMAT.md, section 3.
+
+A raw file is segments one after another, without headers. Segments of it that are asked for by their own names are
+restored as arrays.
+"""
+
+from __future__ import annotations
+
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from .archive import FILES, Reader, as_column, as_int
+from .errors import ArchiveError, DamageError
+
+Save = Callable[[str, Callable[[BinaryIO], object]], None]
+PIECE = 1 << 20
+MEMORY_LIMIT = 1 << 28
+"""Bytes that decompressing may take: an archive's files need a tenth of it."""
+
+
+class Kept(NamedTuple):
+    """A file of `size` bytes: `stored` bytes of xz at `offset` of files.bin."""
+
+    name: str
+    size: int
+    crc32: int
+    offset: int
+    stored: int
+
+
+class Raw(NamedTuple):
+    """A file that these segments make up."""
+
+    name: str
+    segments: range
+
+
+class Extras(NamedTuple):
+    """All such files of an archive."""
+
+    kept: tuple[Kept, ...]
+    raw: tuple[Raw, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [f.name for f in self.kept] + [f.name for f in self.raw]
+
+
+def parse(table: dict[str, Any], segments: int) -> Extras:
+    """The tables `files` and `raw` of a manifest. Raises KeyError, TypeError or ValueError, as its parser does."""
+    kept: list[Kept] = []
+    raw: list[Raw] = []
+    offset = end = 0
+    for name, size, crc, stored in _rows(table.get("files"), "name", "bytes", "crc32", "stored"):
+        kept.append(Kept(name, as_int(size), as_int(crc), offset, as_int(stored, 1)))
+        offset += stored
+    for name, first, length in _rows(table.get("raw"), "name", "first", "segments"):
+        raw.append(Raw(name, range(as_int(first, end), first + as_int(length, 1))))
+        end = first + length
+    if end > segments:
+        raise ValueError(f"raw files of {end} segments, but {segments} segments")
+    return Extras(tuple(kept), tuple(raw))
+
+
+def _rows(table: Any, *columns: str) -> Iterator[tuple[Any, ...]]:
+    count = as_int(table["count"]) if table else 0
+    return zip(*(as_column(table[key], count) for key in columns)) if count else iter(())
+
+
+def chosen_files(archive: Reader, names: set[str] | None) -> tuple[set[str] | None, dict[str, Raw], list[Kept]]:
+    """What restoring `names` takes: segments to decode (None for all), the raw files of some, and kept files."""
+    extras, segments = archive.manifest.extras, archive.manifest.segments
+    files = {f.name: f for f in (*extras.kept, *extras.raw) if names is None or f.name in names}
+    raw = [f for f in files.values() if isinstance(f, Raw)]
+    parts = {segments[i].name: f for f in raw for i in f.segments}
+    kept = [f for f in files.values() if isinstance(f, Kept)]
+    return None if names is None else {*parts, *(n for n in names if n not in files)}, parts, kept
+
+
+def contents(archive: Reader, file: Kept) -> Iterator[bytes]:
+    """A kept file in pieces. Raises DamageError, at the end at the latest."""
+    try:
+        handle, start, _ = archive.open_stored(FILES)
+    except (OSError, ArchiveError) as error:
+        raise DamageError(f"{FILES}: cannot be read: {error}") from error
+    size = crc = 0
+    with handle:
+        handle.seek(start + file.offset)
+        try:
+            xz, left, data = lzma.LZMADecompressor(lzma.FORMAT_XZ, MEMORY_LIMIT), file.stored, b""
+            while not xz.eof and size <= file.size:
+                if xz.needs_input:
+                    data = handle.read(min(left, PIECE))
+                    left -= len(data)
+                    if not data:
+                        break
+                piece = xz.decompress(data, PIECE)
+                data = b""
+                size, crc = size + len(piece), zlib.crc32(piece, crc)
+                yield piece
+        except lzma.LZMAError as error:
+            raise DamageError(f"{file.name}: its compressed bytes are damaged: {error}") from error
+    if (size, crc) != (file.size, file.crc32):
+        raise DamageError(f"{file.name}: its checksum does not match")
+
+
+class _IncompleteError(Exception):
+    """Segments of a raw file are missing."""
+
+
+def save_raw(raw: Raw, segments: Iterable[tuple[str, np.ndarray]], save: Save) -> None:
+    """Write a raw file from its segments in order; where one is missing, nothing."""
+
+    def write(handle: BinaryIO) -> None:
+        if sum(1 for _, array in segments if handle.write(array.tobytes())) < len(raw.segments):
+            raise _IncompleteError
+
+    with suppress(_IncompleteError):
+        save(raw.name, write)
+
+
+def save_kept(archive: Reader, kept: Iterable[Kept], save: Save, lost: dict[str, str]) -> None:
+    """Write kept files; those that are damaged go to `lost`."""
+    for file in kept:
+        try:
+            save(file.name, partial(_copy, contents(archive, file)))
+        except DamageError as error:
+            lost[file.name] = str(error)
+
+
+def _copy(pieces: Iterable[bytes], handle: BinaryIO) -> None:
+    handle.writelines(pieces)
+
+
+def report_parts(parts: dict[str, Raw], lost: dict[str, str]) -> None:
+    """In `lost`, name raw files in place of their segments."""
+    for name in [n for n in lost if n in parts]:
+        reason, raw = lost.pop(name), parts[name].name
+        lost[raw] = (
+            lost.get(raw, "whole but for these parts, which can be restored by their names:") + f" {name}: {reason};"
+        )
