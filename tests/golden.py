@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from networks import random_segment, random_tensors, tiny_config
-from vqcomp.runtime.coder import Encoder, partition
+
 from vqcomp.runtime.codec import make_codec
+from vqcomp.runtime.coder import Encoder, partition
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
 from vqcomp.runtime.gpt import self_test
@@ -56,6 +57,7 @@ def compute() -> dict[str, Any]:
         "self-test": self_test(Engine(CONFIG, random_tensors(CONFIG), NumpyOps())),
         "gpt stream": make_codec(CONFIG.spec, model(), device="numpy").encode([[segment]])[0].hex(),
         "adaptive stream": adaptive.hex(),
+        "mixed stream": make_codec(CONFIG.spec, model(), adapt=True, device="numpy").encode([[segment]])[0].hex(),
     }
 
 

@@ -187,13 +187,13 @@ def test_network_weights_stay_whole_and_bounded():
 def test_a_network_that_knows_is_believed():
     spec = TokenSpec(4, 4, (64,))
     rng = np.random.default_rng(0)
-    mixer = mixing.TreeMixer(spec, 0, 1, networks=1)
+    mixer = mixing.TreeMixer(spec, 0, 1, given=True)
     level = np.arange(6)[:, None]
     for _ in range(60):
         tokens = rng.integers(0, 64, 16)
         weights = np.ones((16, 64))
         weights[np.arange(16), tokens] = 1000
-        mixer.begin(np.zeros((1, 16, 0), np.int64), [weights])
+        mixer.begin(np.zeros((1, 16, 0), np.int64), weights)
         bits = tokens >> (5 - level) & 1
         p = mixer.predict(0, 1 << level | tokens >> (6 - level)) / 65536
         mixer.update(bits, tokens[None])

@@ -13,11 +13,12 @@ import pytest
 import torch
 from networks import random_segment, random_tensors, tiny_config
 
+from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.coder import Tables
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import ModelError, PlatformError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
-from vqcomp.runtime.gpt import GPTCodec, self_test
+from vqcomp.runtime.gpt import FramePredictor, GPTCodec, make_engine, self_test
 from vqcomp.runtime.spec import WEIGHT_MAX, TokenSpec
 
 CONFIGS = {
@@ -37,7 +38,7 @@ BACKENDS = {
 
 
 def codec(config, backend="torch float32", seed=0, spread=24):
-    return GPTCodec(config.spec, config, random_tensors(config, seed, spread), BACKENDS[backend](), None)
+    return GPTCodec(Engine(config, random_tensors(config, seed, spread), BACKENDS[backend]()))
 
 
 def logits(engine, segment, chunks):
@@ -61,6 +62,18 @@ def test_every_backend_writes_the_same_bytes_and_reads_every_others(config):
         assert self_test(other.engine) == check, backend
         assert other.encode(segments) == streams, backend
         for (found,), (segment,) in zip(other.decode(streams, [[9], [4], [6]]), segments, strict=True):
+            np.testing.assert_array_equal(found, segment)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_backend_mixes_the_same_bytes(config):
+    group = [random_segment(config.spec, n, n) for n in (5, 8, 3)]
+    streams = None
+    for backend in BACKENDS:
+        mixed = AdaptiveCodec(config.spec, FramePredictor(codec(config, backend).engine))
+        streams = streams or mixed.encode([group])
+        assert mixed.encode([group]) == streams, backend
+        for found, segment in zip(mixed.decode(streams, [[5, 8, 3]])[0], group, strict=True):
             np.testing.assert_array_equal(found, segment)
 
 
@@ -152,13 +165,13 @@ def test_self_test_refuses_hardware_that_breaks_the_rules(broken):
 
     setattr(ops, broken, wrong)
     with pytest.raises(PlatformError, match="not exact"):
-        GPTCodec(config.spec, config, tensors, ops, check)
+        make_engine(config.spec, config, tensors, ops, check)
 
 
 def test_a_model_refuses_tokens_of_another_shape():
     config = CONFIGS["tiny"]
     with pytest.raises(ModelError, match="predicts"):
-        GPTCodec(TokenSpec(8, 16, (1024,)), config, random_tensors(config), NumpyOps(), None)
+        make_engine(TokenSpec(8, 16, (1024,)), config, random_tensors(config), NumpyOps(), None)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -161,7 +161,7 @@ def test_a_networks_score_is_the_size_that_it_compresses_to(network):
     truth = windows(1, 16)[:, :, :9]
     truth[0, :, :5] = truth[0, 0, :5]  # something to predict
     score = teacher_forced(Network(network), iter([truth]))
-    codec = GPTCodec(network.config.spec, network.config, random_tensors(network.config), make_ops("numpy"), None)
+    codec = GPTCodec(Engine(network.config, random_tensors(network.config), make_ops("numpy")))
     whole, first = codec.encode([[truth[0].astype(np.int32)], [truth[0, :1].astype(np.int32)]])
     nats = 8 * (len(whole) - len(first)) * math.log(2)
     # A stream is whole words of 32 bits.

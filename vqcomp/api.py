@@ -99,6 +99,7 @@ def compress(
     out: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] = "auto",
+    adapt: bool = True,
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
@@ -116,6 +117,7 @@ def compress(
     (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what cannot be used.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
+    adapt: whether to learn while coding on top of a model, too; smaller, but slower than the model alone.
     batch_size segments are in memory at a time. `report` gets lines about choices made.
     `out` appears at the end, whole, or not at all. Raises InputError, ModelError, PlatformError, DependencyError; and
     DamageError if what was written does not decode to `data`.
@@ -139,7 +141,9 @@ def compress(
         for problem in found.skipped:
             report(f"skipped: {problem}")
         if os.fspath(model) == "auto":
-            chosen, estimates = choice.choose(models, by_spec, device=device, threads=threads, progress=progress)
+            chosen, estimates = choice.choose(
+                models, by_spec, adapt=adapt, device=device, threads=threads, progress=progress
+            )
             for line in _table(estimates):
                 report(line)
             if models and not estimates:
@@ -151,7 +155,11 @@ def compress(
         report(f"model: {chosen.name if chosen else 'none'}")
         codecs = {
             spec: make_codec(
-                spec, chosen.data if chosen and chosen.spec == spec else None, device=device, threads=threads
+                spec,
+                chosen.data if chosen and chosen.spec == spec else None,
+                adapt=adapt,
+                device=device,
+                threads=threads,
             )
             for spec in by_spec
         }

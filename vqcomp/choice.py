@@ -100,6 +100,7 @@ def choose(
     models: Sequence[Model],
     segments: Mapping[TokenSpec, Sequence[Segment]],
     *,
+    adapt: bool,
     device: str,
     threads: int | None,
     progress: Reporter,
@@ -115,10 +116,10 @@ def choose(
     for spec in dict.fromkeys(m.spec for m in models):
         # What else the archive needs: the adaptive codec, if some tokens are coded by it whatever the model.
         others = {"adaptive"} if len(segments) > 1 else set()
-        plain = Estimate("none", *_cost(segments[spec], spec, None, others, device, threads, progress))
+        plain = Estimate("none", *_cost(segments[spec], spec, None, adapt, others, device, threads, progress))
         estimates.append(plain)
         for model in (m for m in models if m.spec == spec):
-            coded = Estimate(model.name, *_cost(segments[spec], spec, model, others, device, threads, progress))
+            coded = Estimate(model.name, *_cost(segments[spec], spec, model, adapt, others, device, threads, progress))
             estimates.append(coded)
             if plain.total - coded.total > gain:
                 best, gain = model, plain.total - coded.total
@@ -133,6 +134,7 @@ def _cost(
     segments: Sequence[Segment],
     spec: TokenSpec,
     model: Model | None,
+    adapt: bool,
     others: set[str],
     device: str,
     threads: int | None,
@@ -140,7 +142,7 @@ def _cost(
 ) -> tuple[int, int, int]:
     """(payload, weights, runtime) in bytes."""
     data = model.data if model else None
-    codec = make_codec(spec, data, device=device, threads=threads)
+    codec = make_codec(spec, data, adapt=adapt, device=device, threads=threads)
     # From all over the data, as many segments as the adaptive codec codes together: it learns as much as it would.
     count = min(len(segments), 8)
     chosen = [segments[i * len(segments) // count] for i in range(count)]

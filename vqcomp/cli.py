@@ -118,6 +118,10 @@ def cli() -> None:
     help="A shipped model, the path of a .vqm or its address on the hub (hf://OWNER/NAME/FILE), none (learn while "
     "coding), or auto (whatever makes the zip smallest).",
 )  # fmt: skip
+@click.option(
+    "--adapt/--no-adapt", default=True, show_default=True,
+    help="Learn while coding on top of a model, too: smaller, but slower than the model alone.",
+)  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
 @options("device", "batch_size", "threads", "grid", "force", "json", "quiet", "verbose")
@@ -140,7 +144,7 @@ def compress(
             click.echo(line, err=True)
 
     summary = api.compress(
-        data, out, model=model, device=device, batch_size=batch_size, threads=threads, grid=grid, force=force,
+        data, out, model=model, adapt=adapt, device=device, batch_size=batch_size, threads=threads, grid=grid, force=force,
         verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
     )  # fmt: skip
     if left_out and not quiet and not verbose:

@@ -28,7 +28,12 @@ from .runtime.errors import InputError
 from .runtime.spec import TokenSpec
 
 RUNTIME_FOLDER = Path(archive.__file__).parent
-LATE_MODULES = {"adaptive": {"adapt"}, "gpt": {"exact", "gpt", "weights"}, "files": {"files"}}
+LATE_MODULES = {
+    "adaptive": {"adapt"},
+    "gpt": {"exact", "gpt", "weights"},
+    "mixed": {"adapt", "exact", "gpt", "weights"},
+    "files": {"files"},
+}
 """What is imported late, for each codec and for files that are no arrays."""
 _ZIP64_FROM = 1 << 31
 

@@ -1,4 +1,4 @@
-"""AdaptiveCodec: compresses with a model that learns from the tokens already coded, so there are no weights to ship.
+"""AdaptiveCodec: compresses with a model that learns from the tokens already coded, alone or on top of a network.
 
 `mixing.py` predicts; this file turns its predictions into range-coded streams. A stream holds one group. Its segments
 are coded in lockstep, sorted from long to short, and learn together. Decisions are coded frame by frame, in a frame
@@ -10,7 +10,7 @@ The first decision of a stream says whether the model is used at all: tokens tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import constriction
 import numpy as np
@@ -26,13 +26,23 @@ _REPORT = 16
 """Frames between calls of progress."""
 
 
+class Network(Protocol):
+    """A trained network that predicts frames: see `gpt.FramePredictor`."""
+
+    def start(self, segments: int) -> None:
+        """Before the first frame of so many segments."""
+
+    def predict(self, before: np.ndarray) -> list[np.ndarray]:
+        """The frame before (G, S, F), -1 for none, of the first G segments -> each factor's weights (G * S, V)."""
+        ...
+
+
 class AdaptiveCodec:
-    """Codec (see codec.py) without weights. The tables of a group take at most 256 MiB, untouched at first."""
+    """Codec (see codec.py) that learns. The tables of a group take at most 256 MiB, untouched at first."""
 
-    name = "adaptive"
-
-    def __init__(self, spec: TokenSpec):
-        self.spec = spec
+    def __init__(self, spec: TokenSpec, network: Network | None = None):
+        self.spec, self.network = spec, network
+        self.name = "mixed" if network else "adaptive"
         # Eight segments of commaVQ; fewer of a larger grid, whose arrays of (P, V) probabilities would take too much.
         self.group_size = max(1, min(8, (1 << 20) // (spec.positions * min(max(spec.factors), ONLINE_MAX))))
 
@@ -55,15 +65,16 @@ class AdaptiveCodec:
         lengths = [len(segment) for segment in segments]
         encoder = constriction.stream.queue.RangeEncoder()
         encoder.encode(np.zeros(1, np.int32), _BINARY, _decisions(np.ones(1)))
-        mixers = self._mixers(len(segments))
+        mixers, frame = self._start(segments)
         for time, members in _lockstep(lengths):
+            given = self._given(frame[: len(members)])
             frame = np.stack([segments[i][time] for i in members]).astype(np.int64)  # (G, S, F)
             for f, mixer in enumerate(mixers):
                 tokens = frame[:, :, f].reshape(-1)
                 level = np.arange(mixer.levels)[:, None]
                 node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
                 bits = (tokens >> (mixer.levels - 1 - level)) & 1
-                mixer.begin(frame[:, :, :f])
+                mixer.begin(frame[:, :, :f], given[f])
                 ones = mixer.predict(0, node)
                 encoder.encode(bits.reshape(-1).astype(np.int32), _BINARY, _decisions(ones.reshape(-1)))
                 mixer.update(bits, frame[:, :, f])
@@ -81,11 +92,12 @@ class AdaptiveCodec:
         try:
             if decoder.decode(_BINARY, _decisions(np.ones(1)))[0]:
                 return self._decode_uniform(decoder, segments)
-            mixers = self._mixers(len(segments))
+            mixers, frame = self._start(segments)
             for time, members in _lockstep(lengths):
+                given = self._given(frame[: len(members)])
                 frame = np.zeros((len(members), *shape), np.int64)  # (G, S, F)
                 for f, mixer in enumerate(mixers):
-                    mixer.begin(frame[:, :, :f])
+                    mixer.begin(frame[:, :, :f], given[f])
                     node = np.ones((1, frame[:, :, f].size), np.int64)
                     bits = np.empty((mixer.levels, node.size), np.int64)
                     for level in range(mixer.levels):
@@ -101,8 +113,16 @@ class AdaptiveCodec:
             raise DamageError(f"expected a stream of tokens, found {error}; fetch the archive again") from error
         return segments
 
-    def _mixers(self, segments: int) -> list[TreeMixer]:
-        return [TreeMixer(self.spec, f, segments) for f in range(len(self.spec.factors))]
+    def _start(self, segments: list[np.ndarray]) -> tuple[list[TreeMixer], np.ndarray]:
+        """A mixer for each factor, and the frame before the first (G, S, F)."""
+        factors = range(len(self.spec.factors))
+        if self.network:
+            self.network.start(len(segments))
+        mixers = [TreeMixer(self.spec, f, len(segments), self.network is not None) for f in factors]
+        return mixers, np.full((len(segments), self.spec.positions, len(factors)), -1, np.int64)
+
+    def _given(self, before: np.ndarray) -> Sequence[np.ndarray | None]:
+        return self.network.predict(before) if self.network else [None] * len(self.spec.factors)
 
     def _encode_uniform(self, segments: list[np.ndarray]) -> np.ndarray:
         encoder = constriction.stream.queue.RangeEncoder()

@@ -24,7 +24,7 @@ BOOTSTRAP, ROOT = "decompress.py", "vqcomp/"
 RUNTIME, MODEL, STREAMS, FILES, MANIFEST = (
     ROOT + n for n in ("runtime.tar.bz2", "model.vqm", "streams.bin", "files.bin", "manifest.json")
 )
-CODECS = ("adaptive", "gpt")
+CODECS = ("adaptive", "gpt", "mixed")
 CHECK = ',"check":"{}"}}'
 """How a manifest ends: the sha256 of everything before."""
 MANIFEST_LIMIT, TOKENS_LIMIT = 1 << 28, 1 << 31
@@ -173,8 +173,8 @@ def _manifest(table: dict[str, Any]) -> Manifest:
                 raise ValueError(f"dtype {kinds[i]!r} of {names[i]!r}")
             segments.append(Segment(names[i], np.dtype(kinds[i]), shape, as_int(crcs[i]), g))
     model = table["model"]
-    if (model is not None) != ("gpt" in codecs):
-        raise ValueError("a model goes with the codec 'gpt', and only with it")
+    if (model is not None) != any(codec != "adaptive" for codec in codecs):
+        raise ValueError("a model goes with the codecs 'gpt' and 'mixed', and only with them")
     return Manifest(
         str(table["vqcomp"]),
         tuple(specs),
@@ -279,8 +279,8 @@ class Reader:
         if spec not in self._codecs:
             from .codec import make_codec
 
-            model = None
-            if self.manifest.codecs[spec] == "gpt":
+            model, codec = None, self.manifest.codecs[spec]
+            if codec != "adaptive":
                 assert self.manifest.model
                 size, sha256 = self.manifest.model
                 try:
@@ -290,7 +290,7 @@ class Reader:
                 if len(model) != size or hashlib.sha256(model).hexdigest() != sha256:
                     raise DamageError(f"{MODEL} is damaged: its checksum does not match")
             self._codecs[spec] = make_codec(
-                self.manifest.specs[spec], model, device=self._device, threads=self._threads
+                self.manifest.specs[spec], model, adapt=codec == "mixed", device=self._device, threads=self._threads
             )
         return self._codecs[spec]
 

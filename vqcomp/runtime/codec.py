@@ -41,9 +41,19 @@ class Codec(Protocol):
 
 
 def make_codec(
-    spec: TokenSpec, model: bytes | None, *, device: str = "auto", threads: int | None = None, gemm: str = "float32"
+    spec: TokenSpec,
+    model: bytes | None,
+    *,
+    adapt: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    gemm: str = "float32",
 ) -> Codec:
-    """The codec for tokens of `spec`: by the network in `model` (the bytes of a .vqm), or the adaptive one for None.
+    """The codec for tokens of `spec`, by its name:
+
+    "gpt"       by the network in `model`, the bytes of a .vqm
+    "mixed"     by that network and what is learned while coding: adapt=True
+    "adaptive"  by the latter alone: model=None
 
     device and threads: see `exact.make_ops`. Raises ModelError, DamageError, PlatformError, InputError.
     """
@@ -52,8 +62,13 @@ def make_codec(
 
         return AdaptiveCodec(spec)
     from .exact import make_ops
-    from .gpt import GPTCodec
+    from .gpt import FramePredictor, GPTCodec, make_engine
     from .weights import read_model
 
     config, tensors, check = read_model(model)
-    return GPTCodec(spec, config, tensors, make_ops(device, threads, gemm), check)
+    engine = make_engine(spec, config, tensors, make_ops(device, threads, gemm), check)
+    if not adapt:
+        return GPTCodec(engine)
+    from .adapt import AdaptiveCodec
+
+    return AdaptiveCodec(spec, FramePredictor(engine))

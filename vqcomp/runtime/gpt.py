@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .coder import Decoder, Encoder, Tables
+from .coder import Decoder, Encoder, Tables, weights
 from .engine import Engine, Tensors
 from .errors import ModelError, PlatformError
 from .exact import NumpyOps, TorchOps
@@ -19,28 +19,51 @@ Progress = Callable[[int], None]
 ROWS = {"cpu": 1024, "cuda": 1 << 16}
 
 
-class GPTCodec:
-    """A `Codec` (see codec.py) by a FrameGPT; every segment has a stream of its own.
+def make_engine(
+    spec: TokenSpec, config: ModelConfig, tensors: Tensors, ops: NumpyOps | TorchOps, check: int | None
+) -> Engine:
+    """The engine, after its self-test (unless check is None).
 
     Raises ModelError if the tokens are not what the model predicts, PlatformError if this machine's arithmetic does
     not give the self-test's result.
     """
+    if spec != config.spec:
+        raise ModelError(f"the model predicts {config.spec}, the tokens are {spec}")
+    engine = Engine(config, tensors, ops)
+    if check is not None and self_test(engine) != check:
+        raise PlatformError(
+            f"{ops.name}: the self-test's arithmetic is not exact on this machine; "
+            "try another device (--device cpu, --device numpy)"
+        )
+    return engine
+
+
+class FramePredictor:
+    """A FrameGPT for the adaptive codec to mix in: one frame of all segments at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def start(self, segments: int) -> None:
+        """Before the first frame of so many segments."""
+        self.state = self.engine.start(segments)
+
+    def predict(self, before: np.ndarray) -> list[np.ndarray]:
+        """The frame before (G, S, F), -1 for none, of the first G segments -> each factor's weights (G * S, V)."""
+        ops = self.engine.ops
+        self.state.keep(len(before))
+        return [ops.host(weights(x, ops)).astype(np.float64) for x in self.engine.forward(self.state, before[:, None])]
+
+
+class GPTCodec:
+    """A `Codec` (see codec.py) by a FrameGPT alone; every segment has a stream of its own."""
 
     name = "gpt"
     group_size = 1
 
-    def __init__(
-        self, spec: TokenSpec, config: ModelConfig, tensors: Tensors, ops: NumpyOps | TorchOps, check: int | None
-    ) -> None:
-        if spec != config.spec:
-            raise ModelError(f"the model predicts {config.spec}, the tokens are {spec}")
-        self.engine = Engine(config, tensors, ops)
-        self.rows = ROWS["cpu" if ops.on_host else "cuda"]
-        if check is not None and self_test(self.engine) != check:
-            raise PlatformError(
-                f"{ops.name}: the self-test's arithmetic is not exact on this machine; "
-                "try another device (--device cpu, --device numpy)"
-            )
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.rows = ROWS["cpu" if engine.ops.on_host else "cuda"]
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
         segments = [segment for (segment,) in groups]

@@ -6,7 +6,7 @@ once. A token is a path of binary decisions down the tree of its id's bits, from
 
     counts     the bits seen at this node of the tree, after the same context of past tokens
     recalls    the last tokens that followed a context
-    networks   the mass that a network gives to either side: a small one that is trained online, and any that is given
+    networks   the mass that a network gives to either side: a small one that is trained online, and a given one
 
 Counts and recalls become probabilities through maps that learn what such counts have meant so far; a mixer weighs all
 logits with several sets of weights, each set chosen by a small context; a second mixer weighs the sets' results.
@@ -333,8 +333,8 @@ def _sums(values: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
 class TreeMixer:
     """Predicts and learns one factor's tokens: `begin` a frame, `predict` level by level or all at once, `update`."""
 
-    def __init__(self, spec: TokenSpec, factor: int, segments: int, networks: int = 0):
-        """segments: how many start out in the group; networks: how many the caller gives to `begin`."""
+    def __init__(self, spec: TokenSpec, factor: int, segments: int, given: bool = False):
+        """segments: how many start out in the group; given: whether `begin` is given a trained network's opinion."""
         self.size, self.positions = spec.factors[factor], spec.positions
         self.levels = (self.size - 1).bit_length()
         self.past = Past(spec, factor, segments)
@@ -346,8 +346,9 @@ class TreeMixer:
         self.online = None
         if self.size <= ONLINE_MAX:
             self.online = OnlineNetwork(self.size, self.positions, 7, 3, list(spec.factors[:factor]))
-            networks += 1
-        start = [0.0] * len(counts) + [0.08] * len(counts) + [0.0] * (len(recalls) + 1) + [0.5] * networks
+        # At first a trained network alone is believed; the others must earn their weight.
+        start = [0.0] * len(counts) + [0.0 if given else 0.08] * len(counts) + [0.0] * (len(recalls) + 1)
+        start += [0.0 if given else 0.5] * (self.online is not None) + [1.0] * given
         sizes = [self.levels * 8, self.positions, self.levels * 24, self.levels * 10]
         self.mixer = _Mixer(sizes, np.rint(np.array(start) * ONE), self.levels)
 
@@ -364,23 +365,25 @@ class TreeMixer:
             counts += [tuple(coded), (*coded, last)]
         return counts, recalls
 
-    def begin(self, coded: np.ndarray, networks: list[np.ndarray] | None = None) -> None:
+    def begin(self, coded: np.ndarray, given: np.ndarray | None = None) -> None:
         """Freeze what the next frame is predicted from.
 
-        coded (G, S, f): the frame's factors before this one, of the segments that go on. networks: of each, the integer
-        weights of the tokens, float64 (P, V), of any sum below 2^53.
+        coded (G, S, f): the frame's factors before this one, of the segments that go on. given: the trained network's
+        weights of the tokens, integers in float64 (P, V), of any sum below 2^53.
         """
         self.past.keep(len(coded))
         coded = coded.reshape(len(coded) * self.positions, coded.shape[2])
         contexts, recalls = self._contexts(coded.T)
         self.context = _hash(contexts)
         self.recalls.begin(_hash(recalls))
-        masses = list(networks or [])
+        masses = []
         run = self.past.run.reshape(-1)
         if self.online is not None:
             offsets = ((1, 0, 0), (2, 0, 0), (3, 0, 0), (1, 0, 1), (1, 0, -1), (1, 1, 0), (1, -1, 0))
             past = np.stack([self.past.at(*offset) for offset in offsets], axis=1)
             masses.append(self.online.predict(past, run, coded))
+        if given is not None:
+            masses.append(given)
         self.masses = [_Mass(weights, self.levels) for weights in masses]
         count = len(run)
         place = np.arange(count) % self.positions
