@@ -76,7 +76,7 @@ def fetch_commavq(
 def fetch(address: Address, folder: Path | None = None) -> Path:
     """Where a file lies once it has been downloaded. Raises InputError, saying what to do; DependencyError."""
     try:
-        from huggingface_hub import constants, errors, hf_hub_download
+        from huggingface_hub import constants, hf_hub_download, utils
     except ImportError as error:
         raise DependencyError("the hub needs huggingface_hub: pip install huggingface_hub") from error
     kind, repository, revision, file = address
@@ -85,7 +85,7 @@ def fetch(address: Address, folder: Path | None = None) -> Path:
         return Path(
             hf_hub_download(repository, file, repo_type=kind, revision=revision, local_dir=folder)  # nosec B615
         )
-    except errors.LocalEntryNotFoundError as error:
+    except utils.LocalEntryNotFoundError as error:
         if constants.HF_HUB_OFFLINE:
             raise InputError(
                 f"{label}: not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset that"
@@ -94,15 +94,15 @@ def fetch(address: Address, folder: Path | None = None) -> Path:
             f"{label}: not in the cache, and {constants.ENDPOINT} cannot be reached: {_reason(error)}; check the "
             "network, or fetch it elsewhere and give its path"
         ) from error
-    except errors.GatedRepoError as error:
+    except utils.GatedRepoError as error:
         raise InputError(f"{label}: access must be granted on its page first; then set HF_TOKEN") from error
-    except errors.RepositoryNotFoundError as error:
+    except utils.RepositoryNotFoundError as error:
         raise InputError(
             f"{label}: there is no such repository, or it is private: check the name, or HF_TOKEN"
         ) from error
-    except errors.RevisionNotFoundError as error:
+    except utils.RevisionNotFoundError as error:
         raise InputError(f"{label}: the repository has no such revision") from error
-    except errors.EntryNotFoundError as error:
+    except utils.EntryNotFoundError as error:
         raise InputError(f"{label}: the repository has no such file in this revision") from error
     except Exception as error:  # the client's HTTP library, which varies with its version, has errors of its own
         raise InputError(f"{label}: cannot be fetched: {_reason(error)}; try again, it goes on from there") from error
