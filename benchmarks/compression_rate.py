@@ -2,7 +2,7 @@
 
     python benchmarks/compression_rate.py [--json] [--record]
 
-Exits with 1 if a rate falls below the one in recorded.json; --record writes it anew. Rates count 10 bits a token as raw.
+Exits with 1 if a rate falls below the one in recorded.json; --record writes it anew. Raw is 10 bits a token.
 """
 
 from __future__ import annotations

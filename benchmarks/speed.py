@@ -85,7 +85,7 @@ def main() -> None:
     limits = {rows: products(codec, rows) for rows in (1024, 128)}
     for rows, (seconds, gflop) in limits.items():
         print(f"matrix products of {rows:5} rows: {gflop / seconds:6.1f} GFLOP/s, {rows / seconds:9,.0f} tokens/s")
-    speeds = {}
+    speeds: dict[str, tuple[float, float]] = {}
     for count in (1, 8):
         frames = arguments.frames // count
         groups = [[source[i * frames : (i + 1) * frames]] for i in range(count)]
@@ -93,18 +93,25 @@ def main() -> None:
         streams = codec.encode(groups)
         encode = tokens / median(lambda groups=groups: codec.encode(groups))
         decode = tokens / median(lambda s=streams, n=lengths: codec.decode(s, n))
-        speeds[count] = encode, decode
+        speeds[f"gpt {count}"] = encode, decode
         limit_in = 1024 / limits[1024][0]
         limit_out = 1024 / limits[1024][0] if count > 1 else 128 / limits[128][0]
-        print(f"{count} segments: encode {encode:9,.0f} tokens/s ({encode / limit_in:.2f} of the limit), "
-              f"decode {decode:9,.0f} ({decode / limit_out:.2f} of the limit), decode / encode {decode / encode:.2f}")  # fmt: skip
+        coded = f"encode {encode:9,.0f} tokens/s ({encode / limit_in:.2f} of the limit)"
+        print(
+            f"{count} segments: {coded}, decode {decode:9,.0f} ({decode / limit_out:.2f}), ratio {decode / encode:.2f}"
+        )
 
-    adaptive = make_codec(model.spec, None)
-    groups = [[source[: arguments.frames]]]
-    streams = adaptive.encode(groups)
-    encode = groups[0][0].size / median(lambda: adaptive.encode(groups), 3)
-    decode = groups[0][0].size / median(lambda: adaptive.decode(streams, [[arguments.frames]]), 3)
-    print(f"adaptive: encode {encode:9,.0f} tokens/s, decode {decode:9,.0f}")
+    for name, data in (("adaptive", None), ("mixed", model.data)):
+        learning = make_codec(model.spec, data, adapt=True, device="cpu", threads=arguments.threads)
+        for count in (1, 8):
+            frames = arguments.frames // count
+            groups = [[source[i * frames : (i + 1) * frames] for i in range(count)]]
+            lengths, tokens = [[frames] * count], count * frames * source.shape[1]
+            streams = learning.encode(groups)
+            encode = tokens / median(lambda g=groups, c=learning: c.encode(g), 3)
+            decode = tokens / median(lambda s=streams, n=lengths, c=learning: c.decode(s, n), 3)
+            print(f"{name}, {count} segments: encode {encode:9,.0f} tokens/s, decode {decode:9,.0f}")
+            speeds[f"{name} {count}"] = encode, decode
 
     peaks = {}
     for segments in (20, 200):

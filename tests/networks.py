@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.engine import Tensors
-from vqcomp.runtime.spec import ModelConfig, TokenSpec
+from vqcomp.runtime.spec import TokenSpec
 
 FLAGS = (((1, 0, 0), (2, 0, 0)), ((1, 0, 0), (3, 0, 0)), ((1, 0, 0), (2, 0, 1)), ((2, 0, 0), (1, -1, 0)))
 COPIES = ((1, 0, 0), (2, 0, 0), (4, 0, 0), (1, 1, 0), (1, 0, -1))
@@ -17,11 +20,11 @@ _SCALES = {"position": 12, "flags": 12, "stack": 0, "qkv": -24, "proj": -14, "up
 
 def tiny_config(**changes: object) -> ModelConfig:
     """Under 10,000 weights; a grid of 3 x 4, a vocabulary that is no multiple of the coder's groups."""
-    values: dict = dict(
+    config = ModelConfig(
         height=3, width=4, factors=(70,), dim=16, blocks=2, spatial_heads=1, temporal_heads=2, head_dim=4, hidden=24,
         rank=8, window=3, stack=2, flags=FLAGS, copies=COPIES,
     )  # fmt: skip
-    config = ModelConfig(**{**values, **changes})
+    config = replace(config, **changes)
     config.check()
     return config
 

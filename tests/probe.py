@@ -1,6 +1,6 @@
 """Run by test_exactness.py in many environments: writes an archive, reads that of the first run, prints hashes.
 
-    python tests/probe.py FOLDER
+python tests/probe.py FOLDER
 """
 
 from __future__ import annotations

@@ -35,7 +35,10 @@ def test_frequencies_are_proportional_to_weights(weights):
 
 
 @settings(deadline=None)
-@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(2, 200)), elements=st.integers(-4000, 4000)), st.data())
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 20), st.integers(2, 200)), elements=st.integers(-4000, 4000)),
+    st.data(),
+)
 def test_symbols_come_back(logits, data):
     rows, size = logits.shape
     symbols = np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=rows, max_size=rows)))

@@ -15,11 +15,12 @@ from networks import random_segment, random_tensors, tiny_config
 
 from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.coder import Tables
+from vqcomp.runtime.config import WEIGHT_MAX
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import ModelError, PlatformError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
 from vqcomp.runtime.gpt import FramePredictor, GPTCodec, make_engine, self_test
-from vqcomp.runtime.spec import WEIGHT_MAX, TokenSpec
+from vqcomp.runtime.spec import TokenSpec
 
 CONFIGS = {
     "tiny": tiny_config(),

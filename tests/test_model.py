@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vqcomp.model import LOGIT, FrameGPT, default_copies, default_flags, multiplier, quantise
-from vqcomp.runtime.spec import WEIGHT_MAX, ModelConfig
+from vqcomp.runtime.config import WEIGHT_MAX, ModelConfig
 
 
 def make_config(**changes):

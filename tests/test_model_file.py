@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_tensors, tiny_config
 
+from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.errors import ModelError, VqcompError
-from vqcomp.runtime.spec import ModelConfig
 from vqcomp.runtime.weights import read_config, read_model, write_model
 
 CONFIG = tiny_config()
@@ -46,14 +46,14 @@ def test_size_follows_the_entropy_of_the_codes():
 def test_any_flipped_bit_is_found(bit):
     damaged = bytearray(MODEL)
     damaged[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(VqcompError, match="damaged|not a vqcomp model|not known"):
+    with pytest.raises(VqcompError, match=r"damaged|not a vqcomp model|not known"):
         read_model(bytes(damaged))
 
 
 @given(st.integers(0, len(MODEL) - 1))
 @settings(deadline=None)
 def test_any_truncation_is_found(length):
-    with pytest.raises(VqcompError, match="cut short|not a vqcomp model|not known"):
+    with pytest.raises(VqcompError, match=r"cut short|not a vqcomp model|not known"):
         read_config(MODEL[:length])
 
 

@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vqcomp.model import FrameGPT, default_copies, default_flags
+from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.errors import InputError, ModelError
-from vqcomp.runtime.spec import ModelConfig
 from vqcomp.train import TrainConfig, evaluate, train
 
 CONFIG = ModelConfig(
@@ -29,7 +29,9 @@ CONFIG = ModelConfig(
     flags=default_flags(4),
     copies=default_copies(3),
 )
-SHORT = TrainConfig(steps=60, batch=2, frames=8, held_out=12, evaluate_every=20, learning_rate=1e-2, warmup=5, dropout=0)
+SHORT = TrainConfig(
+    steps=60, batch=2, frames=8, held_out=12, evaluate_every=20, learning_rate=1e-2, warmup=5, dropout=0
+)
 
 
 def drifting(frames=60, seed=0):

@@ -126,8 +126,8 @@ def cli() -> None:
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
 @options("device", "batch_size", "threads", "grid", "force", "json", "quiet", "verbose")
 def compress(
-    data: tuple[str, ...], out: str, model: str, no_verify: bool, skip_bad: bool, device: str, batch_size: int,
-    threads: int | None, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
+    data: tuple[str, ...], out: str, model: str, adapt: bool, no_verify: bool, skip_bad: bool, device: str,
+    batch_size: int, threads: int | None, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress DATA into the zip OUT.
 
@@ -144,8 +144,8 @@ def compress(
             click.echo(line, err=True)
 
     summary = api.compress(
-        data, out, model=model, adapt=adapt, device=device, batch_size=batch_size, threads=threads, grid=grid, force=force,
-        verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
+        data, out, model=model, adapt=adapt, device=device, batch_size=batch_size, threads=threads, grid=grid,
+        force=force, verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
     )  # fmt: skip
     if left_out and not quiet and not verbose:
         click.echo(f"note: {len(left_out)} files that are no .npy files were left out (-v names them)", err=True)

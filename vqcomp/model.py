@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .runtime.config import ACTIVATION_MAX, WEIGHT_MAX, ModelConfig, Offset
 from .runtime.errors import ModelError
-from .runtime.spec import ACTIVATION_MAX, WEIGHT_MAX, ModelConfig, Offset
 
 STEPS_PER_STD = 4.0
 """A row's standard deviation in steps of its codes: about 4 bits of entropy per weight."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .model import default_copies, default_flags
-from .runtime.spec import ModelConfig, Offset, TokenSpec
+from .runtime.config import ModelConfig, Offset
+from .runtime.spec import TokenSpec
 
 PAST = 8
 """Past frames that flags and copies look at."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .model import FrameGPT
+from .runtime.config import ModelConfig
 from .runtime.errors import InputError, ModelError
-from .runtime.spec import ModelConfig
 
 
 @dataclass(frozen=True)

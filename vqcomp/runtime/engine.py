@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from .config import ACTIVATION_MAX, WEIGHT_MAX, ModelConfig, Offset
 from .errors import ModelError
 from .exact import Array, NumpyOps, TorchOps
-from .spec import ACTIVATION_MAX, WEIGHT_MAX, ModelConfig, Offset
 
 Tensors = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """name -> (codes int8 (rows, columns), scale codes int8 (rows,) or (1,)); see `ModelConfig.tensor_shapes`."""
@@ -160,14 +160,16 @@ class Engine:
 
     def _embed(self, past: Array) -> Array:
         c, ops = self.config, self.ops
-        h = None
+        parts = []
         for i, tables in enumerate(self.tables):
             ids = past[:, self.offsets.index((i + 1, 0, 0))]
             for f, table in enumerate(tables):
                 rows = self._factor(ids, f)
                 rows = ops.where(rows < 0, c.factors[f], rows)
-                part = ops.take(table, rows)
-                h = part if h is None else h.__iadd__(part)
+                parts.append(ops.take(table, rows))
+        h = parts[0]
+        for part in parts[1:]:
+            h += part
         if self.flags is not None:
             a, b = (ops.take(past, side, 1) for side in self.pairs)  # (rows, flags)
             h += self._scaled_linear(ops.as_float((a == b) & (a >= 0)), self.flags)
@@ -228,7 +230,7 @@ class Engine:
     def _mix(self, q: Array, k: Array, v: Array, bias: Array) -> Array:
         """Attention: (n * heads, Q, e), (n * heads, K, e) twice, bias (heads, Q, K) -> (n * heads, Q, e).
 
-        The weight of a key is (1 + x / 2^15)^8 for x = score - best score > -2^15, else 0, in 1/127; near exp(x / 2^12).
+        The weight of a key is (1 + x / 2^15)^8, near exp(x / 2^12), for x = score - best > -2^15, else 0; in 1/127.
         """
         ops = self.ops
         p = ops.bmm(q, ops.transpose(k)).reshape(-1, *bias.shape)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from .coder import Decoder, Encoder, Tables, weights
+from .config import ModelConfig
 from .engine import Engine, Tensors
 from .errors import ModelError, PlatformError
 from .exact import NumpyOps, TorchOps
-from .spec import ModelConfig, TokenSpec
+from .spec import TokenSpec
 
 Progress = Callable[[int], None]
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from .coder import Decoder, Encoder, partition
+from .config import WEIGHT_MAX, ModelConfig
 from .engine import Tensors
 from .errors import DamageError, ModelError
-from .spec import WEIGHT_MAX, ModelConfig
 
 MAGIC = b"VQM\x01"
 CONFIG_LIMIT = 1 << 20
