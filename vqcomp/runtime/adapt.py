@@ -9,17 +9,16 @@ The first decision of a stream says whether the model is used at all: tokens tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import constriction
 import numpy as np
 
+from .codec import Progress, lockstep
 from .errors import DamageError, InputError
 from .mixing import ONLINE_MAX, PROBABILITY, TreeMixer
 from .spec import TokenSpec
-
-Progress = Callable[[int], None] | None
 
 _BINARY = constriction.stream.model.Categorical(perfect=False)
 _REPORT = 16
@@ -46,12 +45,12 @@ class AdaptiveCodec:
         # Eight segments of commaVQ; fewer of a larger grid, whose arrays of (P, V) probabilities would take too much.
         self.group_size = max(1, min(8, (1 << 20) // (spec.positions * min(max(spec.factors), ONLINE_MAX))))
 
-    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress = None) -> list[bytes]:
+    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
         """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
         return [self._encode_group(list(group), progress) for group in groups]
 
     def decode(
-        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], progress: Progress = None
+        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], progress: Progress | None = None
     ) -> list[list[np.ndarray]]:
         """Inverse of `encode`: streams, and each group's lengths T -> each group's int32 segments (T, S, F).
 
@@ -59,14 +58,14 @@ class AdaptiveCodec:
         """
         return [self._decode_group(s, list(f), progress) for s, f in zip(streams, frames, strict=True)]
 
-    def _encode_group(self, segments: list[np.ndarray], progress: Progress) -> bytes:
+    def _encode_group(self, segments: list[np.ndarray], progress: Progress | None) -> bytes:
         for segment in segments:
             self._check(segment)
         lengths = [len(segment) for segment in segments]
         encoder = constriction.stream.queue.RangeEncoder()
         encoder.encode(np.zeros(1, np.int32), _BINARY, _decisions(np.ones(1)))
         mixers, frame = self._start(segments)
-        for time, members in _lockstep(lengths):
+        for members, time, _ in lockstep(lengths):
             given = self._given(frame[: len(members)])
             frame = np.stack([segments[i][time] for i in members]).astype(np.int64)  # (G, S, F)
             for f, mixer in enumerate(mixers):
@@ -83,7 +82,7 @@ class AdaptiveCodec:
         uniform = self._encode_uniform(segments)
         return (words if len(words) <= len(uniform) else uniform).astype("<u4").tobytes()
 
-    def _decode_group(self, stream: bytes, lengths: list[int], progress: Progress) -> list[np.ndarray]:
+    def _decode_group(self, stream: bytes, lengths: list[int], progress: Progress | None) -> list[np.ndarray]:
         if len(stream) % 4:
             raise DamageError(f"expected a stream of 32-bit words, found {len(stream)} bytes; fetch the archive again")
         decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
@@ -93,7 +92,7 @@ class AdaptiveCodec:
             if decoder.decode(_BINARY, _decisions(np.ones(1)))[0]:
                 return self._decode_uniform(decoder, segments)
             mixers, frame = self._start(segments)
-            for time, members in _lockstep(lengths):
+            for members, time, _ in lockstep(lengths):
                 given = self._given(frame[: len(members)])
                 frame = np.zeros((len(members), *shape), np.int64)  # (G, S, F)
                 for f, mixer in enumerate(mixers):
@@ -147,7 +146,7 @@ class AdaptiveCodec:
         if (segment < 0).any() or (segment >= np.array(self.spec.factors)).any():
             raise InputError(f"expected ids below the factors {self.spec.factors}, found a negative or a larger one")
 
-    def _tell(self, progress: Progress, time: int, members: int, lengths: list[int]) -> None:
+    def _tell(self, progress: Progress | None, time: int, members: int, lengths: list[int]) -> None:
         """Report the tokens of the frames since the last report."""
         if progress is None:
             return
@@ -155,15 +154,6 @@ class AdaptiveCodec:
             first = time - time % _REPORT
             frames = sum(max(0, min(time + 1, length) - first) for length in lengths)
             progress(frames * self.spec.positions)
-
-
-def _lockstep(lengths: list[int]) -> Iterator[tuple[int, list[int]]]:
-    """Each time with the segments that are still running, long ones first."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for time in range(max(lengths, default=0)):
-        while lengths[order[-1]] <= time:
-            order.pop()
-        yield time, order
 
 
 def _decisions(ones: np.ndarray) -> np.ndarray:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from .spec import TokenSpec
 
+Progress = Callable[[int], None]
+"""Told now and then how many tokens (times factors) are done since it was told last."""
+
 
 class Codec(Protocol):
     """Groups of segments <-> streams, without loss, the same bytes on every machine and in every batch.
 
     A segment is an int32 array (T, S, F): T >= 1 frames of S positions, row-major, of F factors. A group is what shares
-    one stream; a call computes its groups as a batch. `progress` is told how many tokens (times factors) are done.
+    one stream; a call computes its groups as a batch.
     """
 
     name: str
     group_size: int
     """Segments in a group."""
 
-    def encode(
-        self, groups: Sequence[Sequence[np.ndarray]], progress: Callable[[int], None] | None = None
-    ) -> list[bytes]:
+    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
         """One stream for each group: little-endian 32-bit words."""
         ...
 
@@ -31,13 +32,23 @@ class Codec(Protocol):
         self,
         streams: Sequence[bytes],
         frames: Sequence[Sequence[int]],
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[list[np.ndarray]]:
         """Inverse of `encode`; frames holds the lengths T of each group's segments.
 
         Damaged streams raise DamageError or give arrays with ids in range that differ: callers compare checksums.
         """
         ...
+
+
+def lockstep(lengths: Sequence[int], chunk: int = 1) -> Iterator[tuple[list[int], int, int]]:
+    """(segments still running, first frame, number of frames) until all have ended; longest segments first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    t = 0
+    while order := [i for i in order if lengths[i] > t]:
+        steps = min(chunk, lengths[order[-1]] - t)
+        yield order, t, steps
+        t += steps
 
 
 def make_codec(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from .codec import Progress, lockstep
 from .coder import Decoder, Encoder, Tables, weights
 from .config import ModelConfig
 from .engine import Engine, Tensors
 from .errors import ModelError, PlatformError
 from .exact import NumpyOps, TorchOps
 from .spec import TokenSpec
-
-Progress = Callable[[int], None]
 
 # Rows in one call of the engine: enough for the GEMMs' full rate, few enough for the cache.
 ROWS = {"cpu": 1024, "cuda": 1 << 16}
@@ -72,7 +71,7 @@ class GPTCodec:
         spec, ops = self.engine.config.spec, self.engine.ops
         chunk = max(1, self.rows // (len(segments) * spec.positions))
         state = self.engine.start(len(segments))
-        for active, t, steps in _schedule([len(s) for s in segments], chunk):
+        for active, t, steps in lockstep([len(s) for s in segments], chunk):
             state.keep(len(active))
             frames = np.stack([segments[i][t : t + steps] for i in active])  # (B, C, S, F)
             before = np.stack([_frame_before(segments[i], t) for i in active])
@@ -97,7 +96,7 @@ class GPTCodec:
         spec, ops = self.engine.config.spec, self.engine.ops
         segments = [np.zeros((n, spec.positions, len(spec.factors)), np.int32) for n in lengths]
         state = self.engine.start(len(streams))
-        for active, t, _ in _schedule(lengths, 1):
+        for active, t, _ in lockstep(lengths, 1):
             state.keep(len(active))
             before = np.stack([_frame_before(segments[i], t) for i in active])
             for f, x in enumerate(self.engine.forward(state, before)):
@@ -112,16 +111,6 @@ class GPTCodec:
 def _frame_before(segment: np.ndarray, t: int) -> np.ndarray:
     """(1, S, F): frame t - 1, or -1 before the first."""
     return segment[t - 1 : t] if t else np.full_like(segment[:1], -1)
-
-
-def _schedule(lengths: Sequence[int], chunk: int) -> Iterator[tuple[list[int], int, int]]:
-    """(segments still running, first frame, number of frames) until all have ended; longest segments first."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    t = 0
-    while order := [i for i in order if lengths[i] > t]:
-        steps = min(chunk, lengths[order[-1]] - t)
-        yield order, t, steps
-        t += steps
 
 
 def self_test(engine: Engine) -> int:
