@@ -220,3 +220,28 @@ def test_what_cannot_be_scored_is_refused(tmp_path, network, capsys):
         assert run(["evaluate", *arguments]) == 2
     assert run(["evaluate", "--protocol", "1x", "--model", "none", str(tmp_path / "other")]) == 1
     assert "expected one model" in capsys.readouterr().err
+
+
+def test_a_network_that_is_trained_on_a_folder_scores_better_than_guessing_and_compresses_it(tmp_path, capsys):
+    pytest.importorskip("torch")
+    # A pattern that moves by one column in half a second.
+    pattern = np.random.default_rng(0).integers(0, 1 << 18, (4, 5)).astype(np.uint32)
+    ids = np.stack([np.roll(pattern, t // 15, 1)[:, :4] for t in range(390)])
+    write_video(tmp_path / "train", ids, np.repeat([0, 1], [380, 10]), {"vocab_size": 1 << 18, "hz": 30})
+    model = tmp_path / "m.vqm"
+    assert run(["train", str(tmp_path / "train"), "-o", str(model), "--preset", "1x", "--steps", "8", "-q"]) == 0
+    scores = protocol.evaluate(model.read_bytes(), tmp_path / "train", device="numpy")
+    score = scores["temporally teacher-forced"]
+    assert score is not None
+    assert score.cross_entropy < 2 * math.log(512) - 1
+    archive = tmp_path / "a.zip"
+    options = ["--model", str(model), "--no-adapt", "--device", "numpy", "-q"]
+    assert run(["compress", str(tmp_path / "train"), str(archive), *options]) == 0
+    assert run(["decompress", str(archive), "-o", str(tmp_path / "back"), "-q"]) == 0
+    assert (tmp_path / "back/video.bin").read_bytes() == ids.tobytes()
+    capsys.readouterr()
+    write_video(tmp_path / "short", ids[:300], np.arange(300), {"vocab_size": 1 << 18, "hz": 30})
+    assert run(["train", str(tmp_path / "short"), "-o", str(model), "--preset", "1x", "-f"]) == 1
+    assert "expected a segment of 360 frames or more, found none" in capsys.readouterr().err
+    assert run(["train", str(tmp_path / "short"), "-o", str(model), "--preset", "2x", "-f"]) == 1
+    assert "no preset '2x': expected one of small, 1x" in capsys.readouterr().err

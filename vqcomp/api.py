@@ -302,6 +302,7 @@ def train(
     out: str | os.PathLike[str],
     settings: Mapping[str, int | float] | None = None,
     *,
+    preset: str = "small",
     threads: int | None = None,
     grid: Grid | None = None,
     force: bool = False,
@@ -309,14 +310,15 @@ def train(
 ) -> Trained:
     """Train a FrameGPT on `data`, whose segments must share a grid, and write it as a .vqm file.
 
-    `settings` are fields of train.TrainConfig. Raises InputError, ModelError, DependencyError (no torch).
+    `settings` are fields of train.TrainConfig; preset: see presets.PRESETS. Raises InputError, ModelError,
+    DependencyError (no torch).
     """
     out = Path(out)
     _check_output(out, force)
     try:
         import torch
 
-        from .presets import small
+        from .presets import PRESETS
         from .train import TrainConfig
         from .train import train as run
     except ImportError as error:
@@ -327,8 +329,20 @@ def train(
     if len(by_spec) > 1:
         raise InputError(f"{data}: expected segments of one grid and vocabulary, found {list(by_spec)}")
     ((spec, segments),) = by_spec.items()
-    tokens = [segment.tokens_of(spec) for segment in segments]
-    result = run(tokens, small(spec), TrainConfig(**settings or {}), progress=report)  # type: ignore[arg-type]
+    if preset not in PRESETS:
+        raise InputError(f"no preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    train_config = TrainConfig(**{**chosen.settings, **(settings or {})})  # type: ignore[arg-type]
+    least = train_config.frames + train_config.held_out if chosen.drops_short else 1
+    tokens = [
+        frames
+        for array in (segment.tokens_of(spec) for segment in segments)
+        for frames in (array[first :: chosen.every] for first in range(chosen.every))
+        if len(frames) >= least
+    ]
+    if not tokens:
+        raise InputError(f"{data}: expected a segment of {least * chosen.every} frames or more, found none")
+    result = run(tokens, chosen.network(spec), train_config, progress=report)
     config, tensors = result.model.export()
     with replacing(out) as temporary:
         size = temporary.write_bytes(

@@ -337,8 +337,12 @@ def sample_data(folder: str, segments: int, frames: int, seed: int, force: bool,
 
 
 @cli.command()
-@click.argument("data")
+@click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="MODEL.vqm", help="File to write.")
+@click.option(
+    "--preset", default="small", show_default=True, metavar="NAME",
+    help="small: a network of 0.7 million weights, on all frames. 1x: the same for 1X's metric, on frames at 2 Hz.",
+)  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Optimiser steps.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Windows in a step.")
 @click.option(
@@ -347,14 +351,14 @@ def sample_data(folder: str, segments: int, frames: int, seed: int, force: bool,
 @click.option("--seed", type=int, metavar="N", help="Seed of weights, windows and dropout.")
 @options("threads", "grid", "force", "quiet")
 def train(
-    data: str, output: str, steps: int | None, batch_size: int | None, held_out: int | None, seed: int | None,
-    threads: int | None, grid: Grid | None, force: bool, quiet: bool,
+    data: tuple[str, ...], output: str, preset: str, steps: int | None, batch_size: int | None, held_out: int | None,
+    seed: int | None, threads: int | None, grid: Grid | None, force: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a model on DATA for `compress --model MODEL.vqm`."""
     settings = {"steps": steps, "batch": batch_size, "held_out": held_out, "seed": seed}
     result = api.train(
-        data, output, {k: v for k, v in settings.items() if v is not None}, threads=threads, grid=grid, force=force,
-        report=None if quiet else lambda line: click.echo(line, err=True),
+        data, output, {k: v for k, v in settings.items() if v is not None}, preset=preset, threads=threads, grid=grid,
+        force=force, report=None if quiet else lambda line: click.echo(line, err=True),
     )  # fmt: skip
     if not quiet:
         click.echo(

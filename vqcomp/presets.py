@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
 from .model import default_copies, default_flags
 from .runtime.config import ModelConfig, Offset
 from .runtime.spec import TokenSpec
@@ -34,3 +37,28 @@ def small(spec: TokenSpec) -> ModelConfig:
     )
     config.check()
     return config
+
+
+def world_model(spec: TokenSpec) -> ModelConfig:
+    """The same for 1X's metric: it sees all of a window of 16 frames. Raises ModelError for grids too large."""
+    return replace(small(spec), window=16)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What to train, and how."""
+
+    network: Callable[[TokenSpec], ModelConfig]
+    settings: Mapping[str, int | float] = field(default_factory=dict)
+    """Fields of train.TrainConfig that differ from its defaults."""
+    every: int = 1
+    """Train on every so many frames, from each of the first ones on."""
+    drops_short: bool = False
+    """Whether segments that are shorter than a window are left out, or refused."""
+
+
+PRESETS = {
+    "small": Preset(small),
+    "1x": Preset(world_model, {"frames": 16, "held_out": 8}, every=15, drops_short=True),
+}
+"""1x: frames at 2 Hz, as in the metric of 1X's challenge; held-out frames are the last four seconds of each clip."""
