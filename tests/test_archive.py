@@ -38,7 +38,7 @@ def arrays():
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, tiny_model):
     path = tmp_path_factory.mktemp("mixed") / "mixed.zip"
-    vqcomp.compress(arrays(), path, model=tiny_model)
+    vqcomp.compress(arrays(), path, model=tiny_model, adapt=False)
     return path
 
 
@@ -117,10 +117,19 @@ def test_one_archive_holds_several_shapes_and_codecs(mixed):
         assert [(s.height, s.width) for s in archive.manifest.specs] == [(2, 3), (3, 4), (3, 4)]
 
 
+def test_learning_on_top_of_the_network_is_a_codec_of_its_own(tmp_path, tiny_model):
+    vqcomp.compress(arrays(), tmp_path / "out.zip", model=tiny_model)
+    with vqcomp.open(tmp_path / "out.zip") as archive:
+        assert sorted(archive.manifest.codecs) == ["adaptive", "adaptive", "mixed"]
+        done = []
+        assert_same(dict(archive.decode(progress=done.append)), arrays())
+        assert sum(done) == archive.tokens
+
+
 def test_equal_input_gives_equal_bytes_in_any_batch(tmp_path, mixed, tiny_model):
     for batch_size in (1, 3, 100):
         again = tmp_path / f"{batch_size}.zip"
-        vqcomp.compress(arrays(), again, model=tiny_model, batch_size=batch_size)
+        vqcomp.compress(arrays(), again, model=tiny_model, adapt=False, batch_size=batch_size)
         assert again.read_bytes() == mixed.read_bytes()
 
 
@@ -130,7 +139,7 @@ def test_files_and_arrays_in_memory_give_equal_bytes(tmp_path, mixed, tiny_model
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as handle:
             np.save(handle, array)
-    vqcomp.compress(tmp_path / "data", tmp_path / "out.zip", model=tiny_model)
+    vqcomp.compress(tmp_path / "data", tmp_path / "out.zip", model=tiny_model, adapt=False)
     assert (tmp_path / "out.zip").read_bytes() == mixed.read_bytes()
 
 
@@ -600,8 +609,13 @@ def test_weights_are_paid_for_only_where_they_save_more(monkeypatch, tiny_model)
     segments = {model.spec: [SimpleNamespace(tokens=10**6)], TokenSpec(2, 2, (2,)): []}
     for payload, expected in ((880, model), (900, None)):
         monkeypatch.setattr(choice, "_cost", lambda s, spec, m, *_, p=payload: (p, 300, 50) if m else (1200, 0, 40))
-        chosen, estimates = choice.choose([model], segments, device="auto", threads=None, progress=Progress(quiet=True))
+        chosen, estimates = choice.choose(
+            [model], segments, adapt=True, device="auto", threads=None, progress=Progress(quiet=True)
+        )
         assert chosen == expected
         assert [(e.model, e.total) for e in estimates] == [("none", 1240), ("tiny", payload + 350)]
     few = {model.spec: [SimpleNamespace(tokens=1000)]}
-    assert choice.choose([model], few, device="auto", threads=None, progress=Progress(quiet=True)) == (None, [])
+    assert choice.choose([model], few, adapt=True, device="auto", threads=None, progress=Progress(quiet=True)) == (
+        None,
+        [],
+    )

@@ -41,9 +41,10 @@ def archives(tmp_path_factory, tiny_model):
         "gpt": {n: a for n, a in arrays().items() if a.max() < 70},
         "adaptive": {n: a for n, a in arrays().items() if a.max() >= 70},
     }
+    data["mixed"] = data["gpt"]
     for name, items in data.items():
         model = "none" if name == "adaptive" else tiny_model
-        vqcomp.compress(items, folder / f"{name}.zip", model=model, grid=(3, 4))
+        vqcomp.compress(items, folder / f"{name}.zip", model=model, adapt=name == "mixed", grid=(3, 4))
     return {name: (folder / f"{name}.zip", items) for name, items in data.items()}
 
 
@@ -93,7 +94,7 @@ def check_files(folder, items, others=frozenset()):
 # ---- what is shipped
 
 
-@pytest.mark.parametrize("name", ["both", "gpt", "adaptive"])
+@pytest.mark.parametrize("name", ["both", "gpt", "mixed", "adaptive"])
 def test_shipped_modules_are_the_repositorys_byte_for_byte(unpacked, name):
     folder, _ = unpacked(name)
     assert (folder / "decompress.py").read_bytes() == (RUNTIME / "decompress.py").read_bytes()
@@ -139,7 +140,7 @@ def test_the_bootstrap_pins_the_version_of_constriction_that_the_package_pins():
 
 
 @pytest.mark.parametrize("without", [(), ("torch",)], ids=["with torch", "without torch"])
-@pytest.mark.parametrize("name", ["both", "gpt", "adaptive"])
+@pytest.mark.parametrize("name", ["both", "gpt", "mixed", "adaptive"])
 def test_an_unpacked_archive_restores_itself_where_vqcomp_is_not_installed(unpacked, tmp_path, name, without):
     folder, items = unpacked(name)
     before = files_in(folder)

@@ -90,7 +90,10 @@ class AdaptiveCodec:
         segments = [np.zeros((length, *shape), np.int32) for length in lengths]
         try:
             if decoder.decode(_BINARY, _decisions(np.ones(1)))[0]:
-                return self._decode_uniform(decoder, segments)
+                self._decode_uniform(decoder, segments)
+                if progress:
+                    progress(sum(segment.size for segment in segments))
+                return segments
             mixers, frame = self._start(segments)
             for members, time, _ in lockstep(lengths):
                 given = self._given(frame[: len(members)])
@@ -132,12 +135,11 @@ class AdaptiveCodec:
                 encoder.encode(tokens, constriction.stream.model.Uniform(size))
         return encoder.get_compressed()
 
-    def _decode_uniform(self, decoder: Any, segments: list[np.ndarray]) -> list[np.ndarray]:
+    def _decode_uniform(self, decoder: Any, segments: list[np.ndarray]) -> None:
         for f, size in enumerate(self.spec.factors):
             for segment in segments:
                 tokens = decoder.decode(constriction.stream.model.Uniform(size), segment[:, :, f].size)
                 segment[:, :, f] = tokens.reshape(len(segment), -1)
-        return segments
 
     def _check(self, segment: np.ndarray) -> None:
         shape = (self.spec.positions, len(self.spec.factors))
@@ -153,7 +155,7 @@ class AdaptiveCodec:
         if (time + 1) % _REPORT == 0 or time + 1 == max(lengths):
             first = time - time % _REPORT
             frames = sum(max(0, min(time + 1, length) - first) for length in lengths)
-            progress(frames * self.spec.positions)
+            progress(frames * self.spec.positions * len(self.spec.factors))
 
 
 def _decisions(ones: np.ndarray) -> np.ndarray:

@@ -1,0 +1,775 @@
+"""A decoder of archives that was written from vqcomp/FORMAT.md alone, in plain Python: slow, and short.
+
+It shares no code with vqcomp and no library but the standard one, so where both agree, the text is what the code does.
+Section numbers are those of FORMAT.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+Frame = list[list[int]]
+"""Of each position, its factors."""
+Vector = list[int]
+Matrix = list[Vector]
+
+MASK = 2**32 - 1
+
+
+def clip(a: int, b: int) -> int:
+    return min(max(a, -b), b)
+
+
+def dot(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(x * y for x, y in zip(a, b))
+
+
+# Sections 2 and 3: archive and manifest.
+
+
+def decode_archive(path: Path) -> dict[str, list[int]]:
+    """The ids of every segment, frame by frame and row by row. AssertionError where a check fails."""
+    with zipfile.ZipFile(path) as archive:
+        data, streams = archive.read("vqcomp/manifest.json"), archive.read("vqcomp/streams.bin")
+        manifest = json.loads(data)
+        assert manifest["format"] == 1
+        body = data[: data.rindex(b',"check"')]
+        assert hashlib.sha256(body).hexdigest() == manifest["check"]
+        model = None
+        if manifest["model"] is not None:
+            model = archive.read("vqcomp/model.vqm")
+            assert len(model) == manifest["model"]["bytes"]
+            assert hashlib.sha256(model).hexdigest() == manifest["model"]["sha256"]
+    names, groups = manifest["segments"]["name"], manifest["groups"]
+
+    def column(table: dict[str, Any], key: str, count: int) -> list[Any]:
+        return table[key] if isinstance(table[key], list) else [table[key]["all"]] * count
+
+    shapes = column(manifest["segments"], "shape", len(names))
+    crcs = column(manifest["segments"], "crc32", len(names))
+    network = Network(model) if model else None
+    found: dict[str, list[int]] = {}
+    whole, offset = hashlib.sha256(), 0
+    for spec_index, count, size, crc in zip(
+        *(column(groups, key, groups["count"]) for key in ("spec", "segments", "bytes", "crc32"))
+    ):
+        spec, stream = manifest["specs"][spec_index], streams[offset : offset + size]
+        offset += size
+        assert zlib.crc32(stream) == crc
+        coder = RangeDecoder(struct.unpack(f"<{size // 4}I", stream))
+        first = len(found)
+        lengths = [shape[0] for shape in shapes[first : first + count]]
+        if spec["codec"] == "gpt":
+            assert network and count == 1
+            segments = [decode_gpt(coder, network, lengths[0])]
+        else:
+            segments = decode_adaptive(coder, spec, lengths, network if spec["codec"] == "mixed" else None)
+        for i, frames in enumerate(segments, first):
+            tokens = [f for frame in frames for token in frame for f in token]
+            token_bytes = struct.pack(f"<{len(tokens)}i", *tokens)
+            assert zlib.crc32(token_bytes) == crcs[i]
+            whole.update(token_bytes)
+            found[names[i]] = [token_id(token, spec["factors"]) for frame in frames for token in frame]
+    assert whole.hexdigest() == manifest["sha256"] and offset == len(streams)
+    return found
+
+
+def token_id(token: Sequence[int], factors: Sequence[int]) -> int:
+    """Section 1."""
+    result = 0
+    for factor, size in reversed(list(zip(token, factors))):
+        result = result * size + factor
+    return result
+
+
+# Section 4: the range coder and alphabet tables.
+
+
+class RangeDecoder:
+    def __init__(self, words: Sequence[int]) -> None:
+        self.words = iter(words)
+        self.lower, self.range = 0, 2**64 - 1
+        self.point = next(self.words, 0) << 32 | next(self.words, 0)
+
+    def symbol(self, bounds: Sequence[int]) -> int:
+        """The i whose interval [bounds[i], bounds[i + 1]) comes next."""
+        scale = self.range >> 24
+        q = (self.point - self.lower) % 2**64 // scale
+        assert bounds[0] <= q < bounds[-1], "damaged"
+        i = bisect_right(bounds, q) - 1
+        self.lower = (self.lower + scale * bounds[i]) % 2**64
+        self.range = scale * (bounds[i + 1] - bounds[i])
+        if self.range < 2**32:
+            self.lower = (self.lower << 32) % 2**64
+            self.range <<= 32
+            self.point = (self.point << 32) % 2**64 | next(self.words, 0)
+        return i
+
+    def bit(self, p: int) -> int:
+        """Section 9: a decision."""
+        return self.symbol((0, 2**24 - 256 * p, 2**24))
+
+
+def alphabet(weights: Sequence[int]) -> list[int]:
+    n = len(weights)
+    m = 2**24 - n - 2
+    factor = m / sum(weights)
+    sums = [0, *accumulate(weights)]
+    return [math.floor(sums[i] * factor) + i + 1 for i in range(n)] + [m + n + 1]
+
+
+# Section 5: frequency tables.
+
+
+def frequencies(logits: Vector) -> Vector:
+    top = max(logits)
+    steps = (divmod(max(x - top + 18 * 64, 0), 64) for x in logits)
+    return [(2**e * (64 + r)) // 64 for e, r in steps]
+
+
+def decode_gpt(coder: RangeDecoder, network: Network, length: int) -> list[Frame]:
+    state = Past(network)
+    for _ in range(length):
+        frame: Frame = [[] for _ in range(network.positions)]
+        for logits in state.predict():
+            rows = [frequencies(row) for row in logits]
+            parts = [[row[i : i + 32] for i in range(0, len(row), 32)] for row in rows]
+            one = len(parts[0]) == 1
+            chosen = [0 if one else coder.symbol(alphabet([sum(part) for part in row])) for row in parts]
+            for token, row, group in zip(frame, parts, chosen):
+                weights = row[group] + [0] * (32 - len(row[group]))
+                member = coder.symbol(alphabet(weights))
+                assert member < len(row[group]), "damaged"
+                token.append(32 * group + member)
+        state.frames.append(frame)
+    return state.frames
+
+
+# Section 6: exact arithmetic. Products and quotients of two float32 that are rounded to float64 first, and then to
+# float32, are what they would be if rounded once.
+
+
+def f32(x: float) -> float:
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+def bits(pattern: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", pattern))[0]
+
+
+def rnd(a: float, m: float = 1.0) -> int:
+    return round(f32(a * m))
+
+
+QUARTERS = [bits(b) for b in (0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD)]
+
+
+def multiplier(code: int) -> float:
+    return QUARTERS[code % 4] * 2.0 ** (code // 4)
+
+
+# Section 7 and 8: the network and its file.
+
+
+class Tensor:
+    """Rows of codes, and the multiplier of each."""
+
+    def __init__(self, rows: Matrix, scales: Vector) -> None:
+        self.rows = rows
+        self.m = [multiplier(c) for c in (scales * len(rows) if len(scales) == 1 else scales)]
+
+    def times(self, x: Vector) -> Vector:
+        """rnd((rows @ x) * m)"""
+        return [rnd(dot(row, x), m) for row, m in zip(self.rows, self.m)]
+
+    def scaled(self, row: int, column: int) -> int:
+        return rnd(self.rows[row][column], self.m[row])
+
+
+class Network:
+    def __init__(self, data: bytes) -> None:
+        assert data[:4] == b"VQM\x01"
+        assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
+        (n,) = struct.unpack_from("<I", data, 4)
+        self.config = c = json.loads(zlib.decompress(data[8 : 8 + n]))
+        (check,) = struct.unpack_from("<I", data, 8 + n)
+        words = data[12 + n : -4]
+        self.coder = RangeDecoder(struct.unpack(f"<{len(words) // 4}I", words))
+        self.counts: dict[str, Vector] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.positions = c["height"] * c["width"]
+        self.bound = min(32767, (2**24 - 1) // c["dim"])
+        heads = c["spatial_heads"] + c["temporal_heads"]
+        d, r, a = c["dim"], c["rank"], heads * c["head_dim"]
+        for f, size in enumerate(c["factors"]):
+            self.read(f"embed.{f}", size + 1, r, 1)
+            for k in range(c["stack"]):
+                self.read(f"stack.{k}.{f}", d, r)
+        self.read("position", d, self.positions)
+        if c["flags"]:
+            self.read("flags", d, len(c["flags"]))
+        for i in range(c["blocks"]):
+            self.read(f"blocks.{i}.qkv", 3 * a, d)
+            if c["spatial_heads"]:
+                self.read(f"blocks.{i}.bias_s", c["spatial_heads"], (2 * c["height"] - 1) * (2 * c["width"] - 1))
+            if c["temporal_heads"]:
+                self.read(f"blocks.{i}.bias_t", c["temporal_heads"], c["window"])
+            self.read(f"blocks.{i}.proj", d, a)
+            self.read(f"blocks.{i}.up", c["hidden"], d)
+            self.read(f"blocks.{i}.down", d, c["hidden"])
+        for f, size in enumerate(c["factors"]):
+            self.read(f"head.{f}", r + len(c["copies"]), d)
+            self.read(f"bias.{f}", 1, size, 1)
+        assert self.self_test() == check
+
+    def read(self, name: str, rows: int, columns: int, scales: int | None = None) -> None:
+        kind = ".".join(part for part in name.split(".") if not part.isdigit())
+        codes = accumulate(self.symbols(f"{kind} scales", 256, scales or rows))
+        multipliers = [(c + 128) % 256 - 128 for c in codes]
+        flat = [x - 63 for x in self.symbols(kind, 127, rows * columns)]
+        self.tensors[name] = Tensor([flat[i : i + columns] for i in range(0, len(flat), columns)], multipliers)
+
+    def symbols(self, kind: str, size: int, count: int) -> Vector:
+        counts = self.counts.setdefault(kind, [1] * size)
+        found: Vector = []
+        block = 16
+        while len(found) < count:
+            bounds = alphabet(counts)
+            new = [self.coder.symbol(bounds) for _ in range(min(block, count - len(found)))]
+            for x in new:
+                counts[x] += 16
+            found += new
+            block = min(2 * block, 1024)
+        return found
+
+    def self_test(self) -> int:
+        factors = self.config["factors"]
+        frames: list[Frame] = []
+        x = 1
+        for t in range(2):
+            frames.append([])
+            for s in range(self.positions):
+                x = (1103515245 * x + 12345) % 2**31
+                frames[t].append(frames[0][s] if t == 1 and s % 2 else [x // 256 % v for v in factors])
+        state = Past(self)
+        predictions = [state.predict()]
+        for frame in frames:
+            state.frames.append(frame)
+            predictions.append(state.predict())
+        crc = 0
+        for several in (predictions[:2], predictions[2:]):
+            for f, size in enumerate(factors):
+                for prediction in several:
+                    for logits in prediction[f]:
+                        row = frequencies(logits) + [0] * (-size % 32)
+                        crc = zlib.crc32(struct.pack(f"<{len(row)}i", *row), crc)
+        return crc
+
+
+class Past:
+    """A segment's frames so far, and what the network's temporal heads keep of them."""
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.config = network, network.config
+        self.frames: list[Frame] = []
+        self.kept: list[list[list[tuple[Vector, Vector]]]] = [[] for _ in range(network.config["blocks"])]
+
+    def at(self, s: int, offset: Sequence[int]) -> list[int] | None:
+        """The token at an offset from position s of the next frame; None if it does not exist."""
+        height, width = self.config["height"], self.config["width"]
+        dt, y, x = offset[0], s // width + offset[1], s % width + offset[2]
+        if dt > len(self.frames) or not (0 <= y < height and 0 <= x < width):
+            return None
+        return self.frames[-dt][y * width + x]
+
+    def predict(self) -> list[Matrix]:
+        """Of each factor, the logits of each position (S, V) of the next frame. Call it once for each frame."""
+        c, net, w = self.config, self.network, self.network.tensors
+        h = [self.embed(s) for s in range(net.positions)]
+        for i in range(c["blocks"]):
+            self.attend(h, i)
+            up, down = w[f"blocks.{i}.up"], w[f"blocks.{i}.down"]
+            for s, a in enumerate(map(self.norm, h)):
+                u = [min(max(f32(dot(row, a) * m), 0.0), bits(0x41344F93)) for row, m in zip(up.rows, up.m)]
+                self.add(h[s], down.times([rnd(x, x) for x in u]))
+        return [[self.logits(self.norm(h[s]), s, f) for s in range(net.positions)] for f in range(len(c["factors"]))]
+
+    def embed(self, s: int) -> Vector:
+        c, b, w = self.config, self.network.bound, self.network.tensors
+        h = [clip(w["position"].scaled(d, s), b) for d in range(c["dim"])]
+        for k in range(c["stack"]):
+            token = self.at(s, (k + 1, 0, 0))
+            for f, size in enumerate(c["factors"]):
+                row = w[f"embed.{f}"].rows[token[f] if token else size]
+                h = [x + clip(y, b) for x, y in zip(h, w[f"stack.{k}.{f}"].times(row))]
+        if c["flags"]:
+            pairs = [(self.at(s, one), self.at(s, other)) for one, other in c["flags"]]
+            flags = [int(one is not None and one == other) for one, other in pairs]
+            h = [x + y for x, y in zip(h, w["flags"].times(flags))]
+        return [clip(x, b) for x in h]
+
+    def add(self, h: Vector, x: Vector) -> None:
+        h[:] = [clip(a + b, self.network.bound) for a, b in zip(h, x)]
+
+    def norm(self, h: Vector) -> Vector:
+        factor = f32(25 * len(h) / max(sum(map(abs, h)), 1))
+        return [clip(rnd(x, factor), 127) for x in h]
+
+    def attend(self, h: Matrix, i: int) -> None:
+        c, w = self.config, self.network.tensors
+        height, width, e = c["height"], c["width"], c["head_dim"]
+        spatial, heads = c["spatial_heads"], c["spatial_heads"] + c["temporal_heads"]
+        kept = self.kept[i]
+        queries = []
+        kept.append([])
+        for row in h:
+            qkv = [clip(x, 127) for x in w[f"blocks.{i}.qkv"].times(self.norm(row))]
+            queries.append(qkv[: heads * e])
+            kept[-1].append((qkv[heads * e : 2 * heads * e], qkv[2 * heads * e :]))
+        for s in range(len(h)):
+            out: Vector = []
+            for n in range(heads):
+                part = slice(n * e, (n + 1) * e)
+                keys, biases = [], []
+                if n < spatial:
+                    for other in range(len(h)):
+                        dy, dx = other // width - s // width, other % width - s % width
+                        keys.append(kept[-1][other])
+                        column = (dy + height - 1) * (2 * width - 1) + dx + width - 1
+                        biases.append(clip(w[f"blocks.{i}.bias_s"].scaled(n, column), 2**20))
+                else:
+                    for age in range(min(c["window"], len(kept))):
+                        keys.append(kept[-1 - age][s])
+                        biases.append(clip(w[f"blocks.{i}.bias_t"].scaled(n - spatial, age), 2**20))
+                scores = [dot(queries[s][part], k[part]) + b for (k, _), b in zip(keys, biases)]
+                p = []
+                for z in scores:
+                    x = float(max(z - max(scores) + 2**15, 0))
+                    for _ in range(3):
+                        x = f32(x * x)
+                    p.append(rnd(x, 127 * 2.0**-120))
+                values = [v[part] for _, v in keys]
+                share = f32(1 / sum(p))
+                out += [rnd(dot(p, column), share) for column in zip(*values)]
+            self.add(h[s], w[f"blocks.{i}.proj"].times(out))
+
+    def logits(self, a: Vector, s: int, f: int) -> Vector:
+        c, w = self.config, self.network.tensors
+        y = w[f"head.{f}"].times(a)
+        z = [clip(x, 127) for x in y[: c["rank"]]]
+        gates = [clip(x, 2**11) for x in y[c["rank"] :]]
+        logits = w[f"embed.{f}"].times(z)[:-1]
+        for v in range(len(logits)):
+            logits[v] += clip(w[f"bias.{f}"].scaled(0, v), 2**14)
+        for gate, offset in zip(gates, c["copies"]):
+            token = self.at(s, offset)
+            if token is not None:
+                logits[token[f]] += gate
+        return logits
+
+
+# Section 9: the adaptive model.
+
+
+def decode_adaptive(
+    coder: RangeDecoder, spec: dict[str, Any], lengths: Sequence[int], network: Network | None
+) -> list[list[Frame]]:
+    positions, factors = spec["height"] * spec["width"], spec["factors"]
+    segments: list[list[Frame]] = [[] for _ in lengths]
+    if coder.bit(1):
+        for i, length in enumerate(lengths):
+            segments[i] = [[[0] * len(factors) for _ in range(positions)] for _ in range(length)]
+        for f, size in enumerate(factors):
+            step = 2**24 // size
+            bounds = [step * v for v in range(size)] + [2**24]
+            for frames in segments:
+                for frame in frames:
+                    for token in frame:
+                        token[f] = coder.symbol(bounds)
+        return segments
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    models = [FactorModel(spec, f, network is not None) for f in range(len(factors))]
+    pasts = [Past(network) if network else None for _ in lengths]
+    for t in range(max(lengths)):
+        order = [i for i in order if lengths[i] > t]
+        predictions = [past.predict() for i in order if (past := pasts[i])]
+        frame: Frame = [[] for _ in range(len(order) * positions)]
+        for f, model in enumerate(models):
+            given = [frequencies(row) for prediction in predictions for row in prediction[f]]
+            model.begin([segments[i] for i in order], frame, given)
+            nodes = [1] * len(frame)
+            for level in range(model.levels):
+                for p in range(len(frame)):
+                    nodes[p] = 2 * nodes[p] + coder.bit(model.predict(p, level, nodes[p]))
+            tokens = [node - 2**model.levels for node in nodes]
+            assert max(tokens) < factors[f], "damaged"
+            model.learn(tokens)
+            for token, value in zip(frame, tokens):
+                token.append(value)
+        for g, i in enumerate(order):
+            segments[i].append(frame[g * positions : (g + 1) * positions])
+            if past := pasts[i]:
+                past.frames = segments[i]
+    return segments
+
+
+def powers(count: int) -> list[int]:
+    e = [2**64]
+    for _ in range(count):
+        e.append(e[-1] * 18374827034086858296 // 2**64)
+    return e
+
+
+E = powers(4096)
+LOW = [max(1, 2**16 * E[i] // (2**64 + E[i])) for i in range(2816)]
+SQUASH = [LOW[-x] if x <= 0 else 2**16 - LOW[x] for x in range(-2815, 2816)]
+
+
+def squash(x: int) -> int:
+    return SQUASH[x + 2815]
+
+
+def stretch(p: int) -> int:
+    return max(bisect_right(SQUASH, p) - 1 - 2815, -2815)
+
+
+def context_hash(number: int, values: Sequence[int]) -> int:
+    h = (number * 0x9E3779B1 + 0x7F4A7C15) & MASK
+    for x in values:
+        h = (h ^ x) * 0x85EBCA6B & MASK
+        h ^= h >> 15
+    h = h * 0xC2B2AE35 & MASK
+    return h ^ h >> 13
+
+
+class Map:
+    """Probabilities of states, whose first values `start` tells."""
+
+    def __init__(self) -> None:
+        self.states: dict[Any, tuple[int, int]] = {}
+        self.seen: dict[Any, list[int]] = {}
+
+    def opinion(self, state: Any, start: int) -> int:
+        return stretch(self.states.setdefault(state, (start, 0))[0])
+
+    def see(self, state: Any, bit: int) -> None:
+        seen = self.seen.setdefault(state, [0, 0])
+        seen[0] += 1
+        seen[1] += bit
+
+    def learn(self) -> None:
+        for state, (d, o) in self.seen.items():
+            q, n = self.states[state]
+            q += round((2**16 * o - d * q) / (n + d + 1.5))
+            self.states[state] = min(max(q, 16), 2**16 - 16), min(n + d, 1023)
+        self.seen.clear()
+
+
+class Counts:
+    """One context's counts."""
+
+    def __init__(self, size: int) -> None:
+        self.shift = 32 - size
+        self.words: dict[int, int] = {}
+        self.map = Map()
+
+    def look(self, h: int, node: int) -> tuple[int, Any, tuple[int, int]]:
+        """(slot, state of the map, both opinions)"""
+        slot = ((h ^ (node * 0x9E3779B1 & MASK)) * 0x2C1B3C6D & MASK) >> self.shift
+        word = self.words.get(slot, 0)
+        n = word % 2**16
+        p = 2**16 * (min(word >> 16, n) + 24) // (n + 48)
+        k = 33 * p // 2**16
+        state = sum(x <= n // 64 for x in (1, 2, 3, 4, 6, 8, 12, 16, 24)), k
+        return slot, state, (stretch(p), self.map.opinion(state, 992 * (2 * k + 1)))
+
+    def learn(self, uses: Sequence[tuple[int, Any, int]]) -> None:
+        """(slot, state, bit) of each decision."""
+        for slot, state, bit in uses:
+            self.map.see(state, bit)
+            self.words[slot] = (self.words.get(slot, 0) + 2**22 * bit + 64) & MASK
+        self.map.learn()
+        for slot in {slot for slot, _, _ in uses}:
+            word = self.words[slot]
+            n = word % 2**16
+            if n > 1920:
+                self.words[slot] = 2**16 * (1920 * min(word >> 16, n) // n) + 1920
+
+
+class Recalls:
+    """One context's recalls."""
+
+    A = (0, 1, 2, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5)
+
+    def __init__(self, size: int, levels: int) -> None:
+        self.shift, self.levels = 32 - size, levels
+        self.entries: dict[int, tuple[int, list[tuple[int, int]]]] = {}
+        self.map = Map()
+
+    def find(self, h: int) -> list[tuple[int, int]]:
+        """(token, count), three times."""
+        check, tokens = self.entries.get(h >> self.shift, (0, [(0, 0)] * 3))
+        return tokens if check == h % 16 else [(0, 0)] * 3
+
+    def look(self, tokens: list[tuple[int, int]], level: int, node: int) -> tuple[Any, int]:
+        c = []
+        for t, n in tokens:
+            below = (2**self.levels + t) >> (self.levels - level - 1)
+            c.append(0 if n == 0 or below >> 1 != node else 1 + below % 2)
+        state = level, self.A[tokens[0][1]], min(tokens[1][1], 2), *c
+        return state, self.map.opinion(state, 2**15)
+
+    def learn(self, hashes: Vector, found: list[list[tuple[int, int]]], tokens: Vector) -> None:
+        written = set()
+        for h, ((t1, n1), (t2, n2), (t3, n3)), t in zip(hashes, found, tokens):
+            slot = h >> self.shift
+            if slot in written:
+                continue
+            written.add(slot)
+            if t == t1 and n1 > 0:
+                new = [(t1, n1 + 1), (t2, n2), (t3, n3)]
+            elif t == t2 and n2 > 0:
+                new = [(t2, n2 + 1), (t1, -(-n1 // 2)), (t3, n3)]
+            else:
+                n = n3 if t == t3 else 0
+                new = [(t, n + 1), (t1, -(-n1 // 2)), (t2, -(-n2 // 2))]
+            new[0] = new[0][0], min(new[0][1], 15)
+            self.entries[slot] = h % 16, new
+
+
+class Row:
+    """One row of the online network's weights, and what it has learned."""
+
+    def __init__(self, weights: Vector, rate: float) -> None:
+        self.weights, self.rate, self.q = weights, rate, 0
+
+    def step(self, gradient: Vector) -> None:
+        g = [clip(x, 2**20) for x in gradient]
+        self.q += round(sum(x * x for x in g) / len(g)) - self.q // 512
+        factor = self.rate / (math.isqrt(self.q) + 16)
+        self.weights = [clip(w + round(x * factor), 2**20 - 1) for w, x in zip(self.weights, g)]
+
+
+def add_to(total: Vector, x: Vector) -> None:
+    total[:] = [a + b for a, b in zip(total, x)]
+
+
+class OnlineNetwork:
+    def __init__(self, size: int, positions: int, before: Sequence[int]) -> None:
+        self.size = size
+        self.e = [Row([self.noise(64 * v + d) for d in range(64)], 7864.32) for v in range(size)]
+        self.e.append(Row([0] * 64, 7864.32))
+        diagonals = [2**16, 2**15, 2**15, 0, 0, 0, 0]
+        self.m = [[Row([x * (k == d) for d in range(64)], 655.36) for k in range(64)] for x in diagonals]
+        self.starts = list(accumulate([0, positions, 16, *before]))
+        self.c = [Row([0] * 64, 1310.72) for _ in range(self.starts[-1])]
+        self.b = [Row([0], 7864.32) for _ in range(size)]
+        self.g = [[Row([2**16 * (j == 0)], 7864.32) for j in range(3)] for _ in range(positions)]
+        self.r = [[Row([0], 655.36) for j in range(3)] for _ in range(16)]
+        self.trace: list[tuple[Any, ...]] = []
+
+    @staticmethod
+    def noise(x: int) -> int:
+        for m in (0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F):
+            x ^= x >> 16
+            x = (x * m + 0x9E3779B9) & MASK
+        x ^= x >> 15
+        return x % 9001 - 4500
+
+    def predict(self, u: Vector, s: int, run: int, before: Vector) -> Vector:
+        r = min(run, 15)
+        rows = [start + i for start, i in zip(self.starts, (s, r, *before))]
+        x = [[round(w / 64) for w in self.e[t].weights] for t in u]
+        sums = [0] * 64
+        for xj, mj in zip(x, self.m):
+            for xk, row in zip(xj, mj):
+                if xk:
+                    add_to(sums, [xk * w for w in row.weights])
+        contexts = [sum(self.c[row].weights[d] for row in rows) for d in range(64)]
+        y = [clip(round(a / 2**16) + round(b / 64), 2**14) for a, b in zip(sums, contexts)]
+        z = [round((dot(y, self.e[v].weights) + 2**10 * self.b[v].weights[0]) / 2**18) for v in range(self.size)]
+        for j in range(3):
+            if u[j] < self.size:
+                z[u[j]] += round((self.g[s][j].weights[0] + self.r[r][j].weights[0]) / 2**8)
+        top = max(z)
+        w = [max(1, E[min(top - a, 4095)] >> 40) for a in z]
+        self.trace.append((u, s, r, rows, x, y, w))
+        return w
+
+    def learn(self, tokens: Vector) -> None:
+        ge = [[0] * 64 for _ in range(self.size)]
+        inputs = [[0] * 64 for _ in range(self.size + 1)]
+        gm = [[[0] * 64 for _ in range(64)] for _ in range(7)]
+        gc: dict[int, Vector] = {}
+        gb = [0] * self.size
+        gg: dict[tuple[int, int], int] = {}
+        gr: dict[tuple[int, int], int] = {}
+        for (u, s, r, rows, x, y, w), t in zip(self.trace, tokens):
+            share = -(2**16) / sum(w)
+            d = [round(a * share) + 2**16 * (v == t) for v, a in enumerate(w)]
+            k = [round(sum(d[v] * self.e[v].weights[i] for v in range(self.size)) / 2**18) for i in range(64)]
+            for v in range(self.size):
+                add_to(ge[v], [d[v] * a for a in y])
+                gb[v] += d[v]
+            for j in range(7):
+                add_to(inputs[u[j]], [round(dot(k, row.weights) / 2**16) for row in self.m[j]])
+                for i, a in enumerate(x[j]):
+                    if a:
+                        add_to(gm[j][i], [a * b for b in k])
+            for row in rows:
+                add_to(gc.setdefault(row, [0] * 64), k)
+            for j in range(3):
+                change = round(d[u[j]] / 4) if u[j] < self.size else 0
+                gg[s, j] = gg.get((s, j), 0) + change
+                gr[r, j] = gr.get((r, j), 0) + change
+        for v in range(self.size):
+            self.e[v].step([round(a / 2**12) + b for a, b in zip(ge[v], inputs[v])])
+            self.b[v].step([round(gb[v] / 4)])
+        for j in range(7):
+            for i in range(64):
+                self.m[j][i].step([round(a / 2**10) for a in gm[j][i]])
+        for row, total in gc.items():
+            self.c[row].step(total)
+        for (s, j), change in gg.items():
+            self.g[s][j].step([change])
+        for (r, j), change in gr.items():
+            self.r[r][j].step([change])
+        self.trace.clear()
+
+
+def mass(weights: Vector, levels: int, level: int, node: int) -> int:
+    def below(child: int) -> int:
+        width = levels - level - 1
+        first = (child << width) - 2**levels
+        return sum(weights[first : first + 2**width])
+
+    m0, m1 = below(2 * node), below(2 * node + 1)
+    return stretch(min(max(2**16 * (m1 + 1) // (m0 + m1 + 2), 1), 2**16 - 1))
+
+
+class FactorModel:
+    def __init__(self, spec: dict[str, Any], f: int, given: bool) -> None:
+        self.height, self.width, self.f, self.size = spec["height"], spec["width"], f, spec["factors"][f]
+        self.levels = (self.size - 1).bit_length()
+        self.positions = positions = self.height * self.width
+        size = 22 - (len(spec["factors"]) - 1).bit_length()
+        self.counts = [Counts(size) for _ in range(11 if f else 9)]
+        self.recalls = [Recalls(size - 2, self.levels) for _ in range(4)]
+        self.online = OnlineNetwork(self.size, positions, spec["factors"][:f]) if self.size <= 4096 else None
+        online = self.online is not None
+        second, trained = (0, 0) if given else (5243, 2**15)
+        n = len(self.counts)
+        start = [0] * n + [second] * n + [0] * 5 + [trained] * online + [2**16] * given
+        sizes = [8 * self.levels, positions, 24 * self.levels, 10 * self.levels]
+        self.sets = [[list(start) for _ in range(size)] for size in sizes]
+        self.final = [[2**14] * 4 for _ in range(self.levels)]
+        self.runs: list[Vector] = []
+
+    def begin(self, segments: list[list[Frame]], frame: Frame, given: list[Vector]) -> None:
+        """Prepare the next frame of these segments, of which `frame` holds the factors known already."""
+        none = self.size
+
+        def at(frames: list[Frame], s: int, dt: int, dy: int, dx: int) -> int:
+            y, x = s // self.width + dy, s % self.width + dx
+            if dt > len(frames) or not (0 <= y < self.height and 0 <= x < self.width):
+                return none
+            return frames[-dt][y * self.width + x][self.f]
+
+        if not self.runs:
+            self.runs = [[0] * self.positions for _ in segments]
+        self.runs = self.runs[: len(segments)]
+        for frames, runs in zip(segments, self.runs):
+            for s in range(self.positions):
+                same = len(frames) > 1 and at(frames, s, 1, 0, 0) == at(frames, s, 2, 0, 0)
+                runs[s] = min(runs[s] + 1, 255) if same else 0
+        self.places: list[dict[str, Any]] = []
+        for p, before in enumerate(frame):
+            s, frames, runs = p % self.positions, segments[p // self.positions], self.runs[p // self.positions]
+            a, b, c, right, left, down, up = u = [
+                at(frames, s, *o)
+                for o in ((1, 0, 0), (2, 0, 0), (3, 0, 0), (1, 0, 1), (1, 0, -1), (1, 1, 0), (1, -1, 0))
+            ]
+            counts = [[0], [s], [a], [a, s], [b, s], [left, s], [right, s], [up, s], [down, s]]
+            if self.f:
+                counts += [list(before), [*before, a]]
+            recalls = [[s], [a, s], [a, b, s], [a, b, c]]
+            y, x = divmod(s, self.width)
+            still = sum(
+                runs[i * self.width + j] > 0
+                for i in range(max(y - 1, 0), min(y + 2, self.height))
+                for j in range(max(x - 1, 0), min(x + 2, self.width))
+            )
+            recall_hashes = [context_hash(n, values) for n, values in enumerate(recalls)]
+            masses = [self.online.predict(u, s, runs[s], list(before))] if self.online else []
+            self.places.append(
+                {
+                    "s": s,
+                    "run": runs[s],
+                    "still": still,
+                    "counts": [context_hash(n, values) for n, values in enumerate(counts)],
+                    "recalls": recall_hashes,
+                    "recalled": [r.find(h) for r, h in zip(self.recalls, recall_hashes)],
+                    "masses": masses + ([given[p]] if given else []),
+                }
+            )
+        self.trace: list[tuple[Any, ...]] = []
+
+    def predict(self, p: int, level: int, node: int) -> int:
+        place = self.places[p]
+        slots, first, second = [], [], []
+        for counts, h in zip(self.counts, place["counts"]):
+            slot, state, (one, other) = counts.look(h, node)
+            slots.append((slot, state))
+            first.append(one)
+            second.append(other)
+        recalled = [r.look(tokens, level, node) for r, tokens in zip(self.recalls, place["recalled"])]
+        masses = [mass(weights, self.levels, level, node) for weights in place["masses"]]
+        x = [*first, *second, *(opinion for _, opinion in recalled), 256, *masses]
+        sure = min(max(masses[-1] // 192 + 12, 0), 23) if masses else 0
+        chosen = (8 * level + min(place["run"], 7), place["s"], 24 * level + sure, 10 * level + place["still"])
+        y = [clip(round(dot(sets[i], x) / 2**16), 2815) for sets, i in zip(self.sets, chosen)]
+        result = squash(clip(round(dot(self.final[level], y) / 2**16), 2815))
+        self.trace.append((p, level, slots, [state for state, _ in recalled], x, chosen, y, result))
+        return result
+
+    def learn(self, tokens: Vector) -> None:
+        uses: list[list[tuple[int, Any, int]]] = [[] for _ in self.counts]
+        sums: list[dict[int, tuple[int, Vector]]] = [{} for _ in self.sets]
+        finals = [[0] * 4 for _ in range(self.levels)]
+        for p, level, slots, states, x, chosen, y, result in self.trace:
+            bit = tokens[p] >> (self.levels - 1 - level) & 1
+            for use, (slot, state) in zip(uses, slots):
+                use.append((slot, state, bit))
+            for recall, state in zip(self.recalls, states):
+                recall.map.see(state, bit)
+            for total, i, logit in zip(sums, chosen, y):
+                n, vector = total.get(i, (0, [0] * len(x)))
+                error = 2**16 * bit - squash(logit)
+                total[i] = n + 1, [a + b * error for a, b in zip(vector, x)]
+            add_to(finals[level], [a * (2**16 * bit - result) for a in y])
+        for counts, use in zip(self.counts, uses):
+            counts.learn(use)
+        for i, recall in enumerate(self.recalls):
+            recall.map.learn()
+            recall.learn(
+                [place["recalls"][i] for place in self.places], [place["recalled"][i] for place in self.places], tokens
+            )
+        for sets, total in zip(self.sets, sums):
+            for i, (n, vector) in total.items():
+                rate = min(64 / n, 1) * 2.0**-15
+                sets[i] = [clip(w + round(a * rate), 2**20) for w, a in zip(sets[i], vector)]
+        rate = min(128 / len(tokens), 1) * 2.0**-18
+        for level, vector in enumerate(finals):
+            self.final[level] = [clip(w + round(a * rate), 2**20) for w, a in zip(self.final[level], vector)]
+        if self.online:
+            self.online.learn(tokens)
