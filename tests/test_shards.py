@@ -189,6 +189,9 @@ def test_compressing_bad_shards_leaves_nothing_or_does_the_rest_and_lists_what_i
         assert_same(dict(archive), GOOD)
     assert run(["compress", str(tmp_path / "big.npy"), str(tmp_path / "no.zip"), "--skip-bad"]) == 1
     assert re.search(r"all segments were skipped.*big\.npy", capsys.readouterr().err)
+    (tmp_path / "empty").mkdir()
+    assert run(["compress", str(tmp_path / "empty"), str(tmp_path / "no.zip")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'empty'}: found no segments")
 
 
 def test_the_same_name_in_two_shards_is_refused_by_both_or_skipped_once(tmp_path):

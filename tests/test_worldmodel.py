@@ -78,6 +78,18 @@ def test_the_published_layouts_are_told_apart(tmp_path, version, spec):
     assert "token_dtype" not in json.loads((tmp_path / "metadata.json").read_bytes()) or version == "v1.1"
 
 
+def test_sample_data_can_be_a_folder_of_1x(tmp_path, capsys):
+    arguments = ["sample-data", "--layout", "1x", "--segments", "2", "--frames", "5", "--seed", "3"]
+    for name in ("a", "b"):
+        assert run([*arguments, str(tmp_path / name)]) == 0
+    assert "2 synthetic segments" in capsys.readouterr().err
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert [len(clip) for clip in open_video(tmp_path / "a").clips] == [5, 5]
+    assert run([*arguments, str(tmp_path / "a")]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert run([*arguments, str(tmp_path / "a"), "-f"]) == 0
+
+
 def test_ids_are_split_into_the_factors_of_the_metric():
     ids = np.array([0, 511, 512, 1000, (1 << 18) - 1])
     np.testing.assert_array_equal(split_ids(ids, (512, 512)), np.stack([ids % 512, ids // 512], -1))

@@ -28,7 +28,7 @@ from .runtime.gpt import self_test
 from .runtime.main import Progress, Reporter, replacing, report_loss, restore
 from .runtime.spec import TokenSpec
 from .runtime.weights import write_model
-from .sources import Data, File, Found, find_segments, places
+from .sources import Data, File, Found, find_segments, label, places
 from .tokens import COMMAVQ, Grid, Segment, find_specs
 from .version import __version__
 
@@ -327,7 +327,7 @@ def train(
         torch.set_num_threads(threads)
     by_spec = _sort(find_segments(data, grid), [COMMAVQ], Progress(quiet=True))
     if len(by_spec) > 1:
-        raise InputError(f"{data}: expected segments of one grid and vocabulary, found {list(by_spec)}")
+        raise InputError(f"{label(data)}: expected segments of one grid and vocabulary, found {list(by_spec)}")
     ((spec, segments),) = by_spec.items()
     if preset not in PRESETS:
         raise InputError(f"no preset {preset!r}: expected one of {', '.join(PRESETS)}")
@@ -341,7 +341,7 @@ def train(
         if len(frames) >= least
     ]
     if not tokens:
-        raise InputError(f"{data}: expected a segment of {least * chosen.every} frames or more, found none")
+        raise InputError(f"{label(data)}: expected a segment of {least * chosen.every} frames or more, found none")
     result = run(tokens, chosen.network(spec), train_config, progress=report)
     config, tensors = result.model.export()
     with replacing(out) as temporary:

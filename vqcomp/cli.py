@@ -22,6 +22,7 @@ from .runtime.errors import VqcompError
 from .runtime.main import report_loss, restore, terminate
 from .tokens import Grid
 from .version import __version__
+from .worldmodel import write_synthetic
 
 EXAMPLES = """
 \b
@@ -326,14 +327,18 @@ def fetch(dataset: str, shards: str, revision: str, output: str | None) -> None:
 @click.option("--segments", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N")
 @click.option("--frames", type=click.IntRange(1, 100_000), default=300, show_default=True, metavar="N")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
+@click.option("--layout", type=click.Choice(["npy", "1x"]), default="npy", show_default=True, help="commaVQ's or 1X's.")
 @options("force", "quiet")
-def sample_data(folder: str, segments: int, frames: int, seed: int, force: bool, quiet: bool) -> None:
+def sample_data(folder: str, segments: int, frames: int, seed: int, layout: str, force: bool, quiet: bool) -> None:
     """Write synthetic segments into DIR, to try things out with; their rates say nothing about real video."""
-    from .sample import write_samples
+    if layout == "npy":
+        from .sample import write_samples
 
-    paths = write_samples(Path(folder), segments, frames, seed, force=force)
+        write_samples(Path(folder), segments, frames, seed, force=force)
+    else:
+        write_synthetic(Path(folder), segments * frames, segments, seed, force=force)
     if not quiet:
-        click.echo(f"wrote {_count(len(paths), 'synthetic segment')} into {folder}", err=True)
+        click.echo(f"wrote {_count(segments, 'synthetic segment')} into {folder}", err=True)
 
 
 @cli.command()

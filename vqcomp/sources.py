@@ -109,8 +109,15 @@ def find_segments(data: Data, grid: Grid | None = None, *, skip_bad: bool = Fals
         found.require_some()
     elif not found.segments:
         inside = "expected arrays of tokens inside, found none" if found.left_out else "found no segments, it is empty"
-        raise InputError(f"{data}: {inside}")
+        raise InputError(f"{label(data)}: {inside}")
     return found
+
+
+def label(data: Data) -> str:
+    """What messages call it."""
+    if isinstance(data, Mapping):
+        return f"a mapping of {len(data)} arrays"
+    return str(data) if isinstance(data, str | os.PathLike) else ", ".join(str(place) for place in data) or "no data"
 
 
 def places(data: Place | Sequence[Place]) -> list[Path]:

@@ -138,12 +138,17 @@ def write_video(
             temporary.write_bytes(data)
 
 
-def write_synthetic(folder: Path, frames: int = 300, clips: int = 2, seed: int = 0, version: str = "v1.1") -> None:
+def write_synthetic(
+    folder: Path, frames: int = 300, clips: int = 2, seed: int = 0, version: str = "v1.1", *, force: bool = False
+) -> None:
     """Write a synthetic folder in the format of `version` (v1.1, v1.0 or v0.0.1), with something in it to learn.
 
     In each clip a scene of few codes scrolls at a speed of its own, a patch moves across it, and some ids are noise.
-    Its figures say nothing about real video.
+    Its figures say nothing about real video. The same seed gives the same folder. Raises InputError where there is one
+    already (unless `force`), or it cannot be written.
     """
+    if (folder / METADATA).exists() and not force:
+        raise InputError(f"{folder / METADATA}: exists already; -f overwrites it")
     random = np.random.default_rng(seed)
     side, vocabulary, dtype = (20, 1000, np.uint16) if version == "v0.0.1" else (16, 1 << 18, np.uint32)
     codes = random.integers(0, vocabulary, 64)
