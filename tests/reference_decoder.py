@@ -15,6 +15,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def clip(a: int, b: int) -> int:
 
 
 def dot(a: Sequence[int], b: Sequence[int]) -> int:
-    return sum(x * y for x, y in zip(a, b))
+    return sum(map(mul, a, b))
 
 
 # Sections 2 and 3: archive and manifest.
@@ -439,8 +440,11 @@ def squash(x: int) -> int:
     return SQUASH[x + 2815]
 
 
+STRETCH = [max(bisect_right(SQUASH, p) - 1 - 2815, -2815) for p in range(2**16)]
+
+
 def stretch(p: int) -> int:
-    return max(bisect_right(SQUASH, p) - 1 - 2815, -2815)
+    return STRETCH[p]
 
 
 def context_hash(number: int, values: Sequence[int]) -> int:
@@ -560,8 +564,9 @@ class Row:
         self.weights = [clip(w + round(x * factor), 2**20 - 1) for w, x in zip(self.weights, g)]
 
 
-def add_to(total: Vector, x: Vector) -> None:
-    total[:] = [a + b for a, b in zip(total, x)]
+def add_to(total: Vector, x: Vector, times: int = 1) -> None:
+    if times:
+        total[:] = [a + times * b for a, b in zip(total, x)]
 
 
 class OnlineNetwork:
@@ -593,8 +598,7 @@ class OnlineNetwork:
         sums = [0] * 64
         for xj, mj in zip(x, self.m):
             for xk, row in zip(xj, mj):
-                if xk:
-                    add_to(sums, [xk * w for w in row.weights])
+                add_to(sums, row.weights, xk)
         contexts = [sum(self.c[row].weights[d] for row in rows) for d in range(64)]
         y = [clip(round(a / 2**16) + round(b / 64), 2**14) for a, b in zip(sums, contexts)]
         z = [round((dot(y, self.e[v].weights) + 2**10 * self.b[v].weights[0]) / 2**18) for v in range(self.size)]
@@ -619,13 +623,12 @@ class OnlineNetwork:
             d = [round(a * share) + 2**16 * (v == t) for v, a in enumerate(w)]
             k = [round(sum(d[v] * self.e[v].weights[i] for v in range(self.size)) / 2**18) for i in range(64)]
             for v in range(self.size):
-                add_to(ge[v], [d[v] * a for a in y])
+                add_to(ge[v], y, d[v])
                 gb[v] += d[v]
             for j in range(7):
                 add_to(inputs[u[j]], [round(dot(k, row.weights) / 2**16) for row in self.m[j]])
                 for i, a in enumerate(x[j]):
-                    if a:
-                        add_to(gm[j][i], [a * b for b in k])
+                    add_to(gm[j][i], k, a)
             for row in rows:
                 add_to(gc.setdefault(row, [0] * 64), k)
             for j in range(3):

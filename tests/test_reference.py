@@ -1,0 +1,109 @@
+"""FORMAT.md is complete: a decoder that was written from it alone reads what vqcomp writes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import random_segment, random_tensors, tiny_config
+from reference_decoder import RangeDecoder, decode_adaptive, decode_archive
+
+import vqcomp
+from vqcomp.runtime.adapt import AdaptiveCodec
+from vqcomp.runtime.archive import joined
+from vqcomp.runtime.config import ModelConfig
+from vqcomp.runtime.engine import Engine
+from vqcomp.runtime.exact import NumpyOps
+from vqcomp.runtime.gpt import self_test
+from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.weights import write_model
+
+GRID = {"height": 2, "width": 3}
+LENGTHS = (4, 6)
+"""Of a group's segments: a short one first, so that sorting them matters."""
+
+
+def arrays(spec: TokenSpec) -> dict[str, np.ndarray]:
+    """Segments of (T, 2, 3) ids that mostly stay as they are."""
+    found = {}
+    for i, length in enumerate(LENGTHS):
+        tokens = random_segment(spec, length, seed=i)
+        tokens[:, ::2] = tokens[0, ::2]
+        found[f"segment{i}.npy"] = joined(tokens, spec.factors).reshape(-1, 2, 3).astype(np.int32)
+    return found
+
+
+def model_file(folder: Path, config: ModelConfig) -> Path:
+    tensors = random_tensors(config, seed=1)
+    path = folder / "tiny.vqm"
+    path.write_bytes(write_model(config, tensors, self_test(Engine(config, tensors, NumpyOps()))))
+    return path
+
+
+def check(path: Path, data: dict[str, np.ndarray], codec: str) -> None:
+    """The archive is of this codec, and the reference decoder finds the data in it."""
+    with zipfile.ZipFile(path) as archive:
+        assert [s["codec"] for s in json.loads(archive.read("vqcomp/manifest.json"))["specs"]] == [codec]
+    found = decode_archive(path)
+    assert found == {name: array.reshape(-1).tolist() for name, array in data.items()}
+
+
+@pytest.mark.parametrize("factors", [(20,), (40, 3)], ids=str)
+@pytest.mark.parametrize("adapt", [False, True], ids=["gpt", "mixed"])
+def test_archives_with_a_network(tmp_path, factors, adapt):
+    config = tiny_config(**GRID, factors=factors)
+    data, out = arrays(config.spec), tmp_path / "out.zip"
+    model = model_file(tmp_path, config)
+    vqcomp.compress(data, out, model=model, adapt=adapt, device="numpy", verify=False)
+    check(out, data, "mixed" if adapt else "gpt")
+
+
+def test_archives_without_a_network(tmp_path):
+    data = arrays(TokenSpec(2, 3, (20,)))
+    vqcomp.compress(data, tmp_path / "out.zip", model="none", verify=False)
+    check(tmp_path / "out.zip", data, "adaptive")
+
+
+def adaptive(spec: TokenSpec, segments: list[np.ndarray]) -> int:
+    """Code a group by vqcomp, decode it by the reference; return the stream's first decision."""
+    (stream,) = AdaptiveCodec(spec).encode([segments])
+    words = struct.unpack(f"<{len(stream) // 4}I", stream)
+    table = {"height": spec.height, "width": spec.width, "factors": list(spec.factors)}
+    found = decode_adaptive(RangeDecoder(words), table, [len(s) for s in segments], None)
+    assert found == [s.tolist() for s in segments]
+    return RangeDecoder(words).bit(1)
+
+
+def test_adaptive_streams_of_several_factors():
+    """Of which the later ones see the earlier."""
+    spec = TokenSpec(2, 2, (5, 4, 7))
+    segments = [random_segment(spec, length, seed=length) for length in LENGTHS]
+    for tokens in segments:
+        tokens[:, :3] = tokens[0, :3]
+    assert adaptive(spec, segments) == 0
+
+
+def test_adaptive_streams_of_long_segments():
+    """Long enough for runs and recalls to leave the ranges that are told apart."""
+    spec = TokenSpec(1, 2, (3,))
+    segments = [random_segment(spec, length, seed=length) for length in (12, 20)]
+    for tokens in segments:
+        tokens[:, 1] = tokens[0, 1]
+    assert adaptive(spec, segments) == 0
+
+
+def test_adaptive_streams_of_large_frames():
+    """So many decisions in a frame that counts overflow and the mixer averages; no online network."""
+    spec = TokenSpec(30, 37, (4100,))
+    tokens = random_segment(spec, 2, seed=3) // 1024 * 1024
+    assert adaptive(spec, [tokens]) == 0
+
+
+def test_uniform_streams():
+    spec = TokenSpec(2, 3, (33000, 300))
+    tokens = np.random.RandomState(0).randint(0, spec.factors, (4, 6, 2)).astype(np.int32)
+    assert adaptive(spec, [tokens[:2], tokens]) == 1
