@@ -494,7 +494,7 @@ class Counts:
         n = word % 2**16
         p = 2**16 * (min(word >> 16, n) + 24) // (n + 48)
         k = 33 * p // 2**16
-        state = sum(x <= n // 64 for x in (1, 2, 3, 4, 6, 8, 12, 16, 24)), k
+        state = bisect_right((1, 2, 3, 4, 6, 8, 12, 16, 24), n // 64), k
         return slot, state, (stretch(p), self.map.opinion(state, 992 * (2 * k + 1)))
 
     def learn(self, uses: Sequence[tuple[int, Any, int]]) -> None:

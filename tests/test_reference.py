@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import random_segment, random_tensors, tiny_config
-from reference_decoder import RangeDecoder, decode_adaptive, decode_archive
+from reference_decoder import RangeDecoder, context_hash, decode_adaptive, decode_archive
 
 import vqcomp
 from vqcomp.runtime.adapt import AdaptiveCodec
@@ -23,7 +23,7 @@ from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import write_model
 
 GRID = {"height": 2, "width": 3}
-LENGTHS = (4, 6)
+LENGTHS = (3, 5)
 """Of a group's segments: a short one first, so that sorting them matters."""
 
 
@@ -88,19 +88,40 @@ def test_adaptive_streams_of_several_factors():
 
 
 def test_adaptive_streams_of_long_segments():
-    """Long enough for runs and recalls to leave the ranges that are told apart."""
+    """Long enough for runs and recalls to leave the ranges that are told apart, with a surprise after that."""
     spec = TokenSpec(1, 2, (3,))
-    segments = [random_segment(spec, length, seed=length) for length in (12, 20)]
+    segments = [random_segment(spec, length, seed=length) for length in (2, 22)]
     for tokens in segments:
-        tokens[:, 1] = tokens[0, 1]
+        tokens[:, 1] = 1
+    segments[1][18:20, 1] = 2
     assert adaptive(spec, segments) == 0
 
 
+@pytest.mark.parametrize("factors, shift, same", [((2**16,), 12, False), ((2**16, 2), 13, True)], ids=str)
+def test_adaptive_streams_of_contexts_that_share_an_entry(factors, shift, same):
+    """Two tokens make contexts of which the recalls, in tables of the right size only, have one entry.
+
+    Their checks are other ones or the same.
+    """
+    found: dict[int, int] = {}
+    for x in range(2**16):
+        h = context_hash(1, [x, 0])
+        y = found.setdefault(h >> shift, x)
+        other = context_hash(1, [y, 0])
+        if x != y and (h % 16 == other % 16) == same and h >> (shift - 1) != other >> (shift - 1):
+            break
+    else:
+        raise AssertionError("no such tokens")
+    tokens = np.array([x, 5, y, 7, x, 9] * 2, np.int32).reshape(-1, 1, 1)
+    tokens = np.concatenate([tokens] + [tokens % size for size in factors[1:]], 2)
+    assert adaptive(TokenSpec(1, 1, factors), [tokens]) == 0
+
+
 def test_adaptive_streams_of_large_frames():
-    """So many decisions in a frame that counts overflow and the mixer averages; no online network."""
-    spec = TokenSpec(30, 37, (4100,))
-    tokens = random_segment(spec, 2, seed=3) // 1024 * 1024
-    assert adaptive(spec, [tokens]) == 0
+    """So many decisions in a frame that counts overflow, maps are full and the mixer averages; no online network."""
+    spec = TokenSpec(15, 23, (4100,))
+    segments = [random_segment(spec, length, seed=i) // 1024 * 1024 for i, length in enumerate((1, 1, 3))]
+    assert adaptive(spec, segments) == 0
 
 
 def test_uniform_streams():
