@@ -213,3 +213,13 @@ def test_tables_stay_below_256_mib(factors):
 def test_groups_are_smaller_for_larger_grids():
     sizes = [AdaptiveCodec(TokenSpec(side, side, (1024,))).group_size for side in (4, 11, 16, 64)]
     assert sizes == [8, 8, 4, 1]
+
+
+def test_frames_too_large_for_the_proof_of_exactness_are_coded_uniformly():
+    spec = TokenSpec(513, 512, (3,))
+    segment = np.random.default_rng(0).integers(0, 3, (1, spec.positions, 1)).astype(np.int32)
+    codec = AdaptiveCodec(spec)
+    assert codec.group_size == 1
+    (stream,) = codec.encode([[segment]])
+    assert abs(8 * len(stream) - segment.size * np.log2(3)) < 128
+    np.testing.assert_array_equal(codec.decode([stream], [[1]])[0][0], segment)

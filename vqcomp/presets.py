@@ -29,7 +29,7 @@ def small(spec: TokenSpec) -> ModelConfig:
         temporal_heads=2,
         head_dim=32,
         hidden=512,
-        rank=32,
+        rank=48,
         window=8,
         stack=2,
         flags=tuple(pair for pair in default_flags(PAST) if all(inside(offset) for offset in pair)),
@@ -37,6 +37,11 @@ def small(spec: TokenSpec) -> ModelConfig:
     )
     config.check()
     return config
+
+
+def nano(spec: TokenSpec) -> ModelConfig:
+    """A FrameGPT of about 0.2 million weights (commaVQ), as the shipped one."""
+    return replace(small(spec), dim=64, spatial_heads=1, temporal_heads=1, hidden=256, rank=32)
 
 
 def world_model(spec: TokenSpec) -> ModelConfig:
@@ -58,6 +63,20 @@ class Preset:
 
 
 PRESETS = {
+    "nano": Preset(
+        nano,
+        {
+            "steps": 1800,
+            "evaluate_every": 200,
+            "muon_rate": 0.02,
+            "weight_decay": 0.2,
+            "decay": 0.85,
+            "average": 0.995,
+            "dropout": 0.1,
+            "token_dropout": 0.05,
+            "code_dropout": 0.03,
+        },
+    ),
     "small": Preset(small),
     "1x": Preset(world_model, {"frames": 16, "held_out": 8}, every=15, drops_short=True),
 }

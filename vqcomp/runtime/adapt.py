@@ -23,6 +23,8 @@ from .spec import TokenSpec
 _BINARY = constriction.stream.model.Categorical(perfect=False)
 _REPORT = 16
 """Frames between calls of progress."""
+POSITIONS_MAX = 1 << 18
+"""Of a group's frame: up to here all sums are proven exact; larger frames are coded uniformly."""
 
 
 class Network(Protocol):
@@ -43,7 +45,8 @@ class AdaptiveCodec:
         self.spec, self.network = spec, network
         self.name = "mixed" if network else "adaptive"
         # Eight segments of commaVQ; fewer of a larger grid, whose arrays of (P, V) probabilities would take too much.
-        self.group_size = max(1, min(8, (1 << 20) // (spec.positions * min(max(spec.factors), ONLINE_MAX))))
+        largest = (1 << 20) // (spec.positions * min(max(spec.factors), ONLINE_MAX))
+        self.group_size = max(1, min(8, largest, POSITIONS_MAX // spec.positions))
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
         """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
@@ -61,6 +64,8 @@ class AdaptiveCodec:
     def _encode_group(self, segments: list[np.ndarray], progress: Progress | None) -> bytes:
         for segment in segments:
             self._check(segment)
+        if len(segments) * self.spec.positions > POSITIONS_MAX:
+            return self._encode_uniform(segments).astype("<u4").tobytes()
         lengths = [len(segment) for segment in segments]
         encoder = constriction.stream.queue.RangeEncoder()
         encoder.encode(np.zeros(1, np.int32), _BINARY, _decisions(np.ones(1)))
@@ -94,6 +99,8 @@ class AdaptiveCodec:
                 if progress:
                     progress(sum(segment.size for segment in segments))
                 return segments
+            if len(segments) * self.spec.positions > POSITIONS_MAX:
+                raise DamageError("expected tokens of so large a frame to be coded uniformly; fetch the archive again")
             mixers, frame = self._start(segments)
             for members, time, _ in lockstep(lengths):
                 given = self._given(frame[: len(members)])
@@ -106,7 +113,10 @@ class AdaptiveCodec:
                         ones = mixer.predict(level, node)
                         bits[level] = decoder.decode(_BINARY, _decisions(ones[0]))
                         node = node * 2 + bits[level]
-                    frame[:, :, f] = np.minimum(node - (1 << mixer.levels), mixer.size - 1).reshape(len(members), -1)
+                    tokens = node - (1 << mixer.levels)
+                    if tokens.max() >= mixer.size:
+                        raise DamageError("a stream decodes to an id outside the vocabulary; fetch the archive again")
+                    frame[:, :, f] = tokens.reshape(len(members), -1)
                     mixer.update(bits, frame[:, :, f])
                 for i, tokens in zip(members, frame, strict=True):
                     segments[i][time] = tokens

@@ -165,6 +165,8 @@ def _manifest(table: dict[str, Any]) -> Manifest:
     kinds, shapes, crcs = (as_column(rows[key], n) for key in ("dtype", "shape", "crc32"))
     for g, group in enumerate(groups):
         spec = specs[group.spec]
+        if codecs[group.spec] == "gpt" and len(group.segments) > 1:
+            raise ValueError("a group of the codec 'gpt' has one segment")
         for i in group.segments:
             shape = tuple(as_int(v, 1) for v in shapes[i])
             if shape[1:] not in ((spec.height, spec.width), (spec.positions,)) or prod(shape) > TOKENS_LIMIT:
