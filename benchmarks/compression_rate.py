@@ -72,13 +72,19 @@ def whole_zips(name: str, tokens: np.ndarray) -> Iterator[Row]:
 
 
 def last_frames(tokens: np.ndarray, first: int) -> Iterator[Row]:
-    """Cost of the frames from `first` on, given those before: the difference of two streams' lengths."""
+    """Frames from `first` on: given those before (the difference of two streams' lengths), and as a segment, cold."""
     segment = tokens.reshape(len(tokens), -1, 1).astype(np.int32)
     models = {"none": None, **{m.name: m.data for m in shipped_models().values() if m.spec == COMMAVQ}}
     for name, data in models.items():
         codec = make_codec(COMMAVQ, data)
         whole, start = (len(codec.encode([[x]])[0]) for x in (segment, segment[:first]))
-        yield Row(f"vqcomp --model {name}, frames {first}..", segment[first:].size, whole - start, "coded tokens")
+        option = " --no-adapt" if data else ""
+        yield Row(
+            f"vqcomp --model {name}{option}, frames {first}..", segment[first:].size, whole - start, "coded tokens"
+        )
+    for name, data in models.items():
+        cold = make_codec(COMMAVQ, data, adapt=True).encode([[segment[first:]]])[0]
+        yield Row(f"vqcomp --model {name}, frames {first}.., cold", segment[first:].size, len(cold), "coded tokens")
 
 
 def measure() -> Iterator[Row]:
@@ -96,14 +102,14 @@ def measure() -> Iterator[Row]:
 def main(arguments: list[str]) -> int:
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     rows, failed = [], []
-    print(f"{'method':44} {'bytes':>9} {'rate':>7} {'bits/token':>11}  counted", file=sys.stderr)
+    print(f"{'method':56} {'bytes':>9} {'rate':>7} {'bits/token':>11}  counted", file=sys.stderr)
     for row in measure():
         rows.append(row)
         low = row.method.startswith("vqcomp") and row.rate < recorded.get(row.method, 0)
         failed += [row] if low else []
         note = f"  BELOW THE RECORDED {recorded[row.method]}" if low else ""
         print(
-            f"{row.method:44} {row.bytes:9,} {row.rate:7.4f} {row.bits_per_token:11.4f}  {row.counted}{note}",
+            f"{row.method:56} {row.bytes:9,} {row.rate:7.4f} {row.bits_per_token:11.4f}  {row.counted}{note}",
             file=sys.stderr,
         )
     if "--json" in arguments:

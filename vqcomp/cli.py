@@ -346,7 +346,7 @@ def sample_data(folder: str, segments: int, frames: int, seed: int, layout: str,
 @click.option("-o", "--output", required=True, metavar="MODEL.vqm", help="File to write.")
 @click.option(
     "--preset", default="small", show_default=True, metavar="NAME",
-    help="nano or small: a network of 0.2 or 0.7 million weights. 1x: the latter for 1X's metric, on frames at 2 Hz.",
+    help="nano, mini, small: 0.2, 0.3, 0.7 million weights. 1x: the last one for 1X's metric, on frames at 2 Hz.",
 )  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Optimiser steps.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Windows in a step.")

@@ -44,6 +44,11 @@ def nano(spec: TokenSpec) -> ModelConfig:
     return replace(small(spec), dim=64, spatial_heads=1, temporal_heads=1, hidden=256, rank=32)
 
 
+def mini(spec: TokenSpec) -> ModelConfig:
+    """A FrameGPT of about 0.3 million weights (commaVQ), as the shipped one."""
+    return replace(small(spec), dim=80, blocks=4, spatial_heads=1, temporal_heads=1, hidden=256)
+
+
 def world_model(spec: TokenSpec) -> ModelConfig:
     """The same for 1X's metric: it sees all of a window of 16 frames. Raises ModelError for grids too large."""
     return replace(small(spec), window=16)
@@ -75,6 +80,18 @@ PRESETS = {
             "dropout": 0.1,
             "token_dropout": 0.05,
             "code_dropout": 0.03,
+        },
+    ),
+    "mini": Preset(
+        mini,
+        {
+            "steps": 2400,
+            "evaluate_every": 200,
+            "muon_rate": 0.02,
+            "weight_decay": 0.3,
+            "decay": 0.85,
+            "average": 0.997,
+            "dropout": 0.15,
         },
     ),
     "small": Preset(small),
