@@ -376,7 +376,9 @@ def test_an_interrupt_has_its_own_exit_code_and_leaves_nothing(zipped, capsys, m
 def test_a_run_that_is_killed_leaves_nothing(zipped, verb, name, code):
     # Slow enough to be caught at work, once its temporary file is there.
     slow = (
-        "import sys, time\nfrom vqcomp import cli, container\nimport numpy\n"
+        # Whoever runs the tests may ignore these (a shell's background jobs, nohup), and children inherit that.
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom vqcomp import cli, container\nimport numpy\n"
         "def slowly(f):\n    def call(*a):\n        f(*a)\n        print('at work', flush=True)\n"
         "        time.sleep(60)\n    return call\n"
         "container.Writer.add = slowly(container.Writer.add)\nnumpy.save = slowly(numpy.save)\n"

@@ -404,8 +404,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # Asked to end, leave by an exception: temporary files are removed on the way out.
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), terminate)
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup, and so it shall be
+            signal.signal(number, terminate)
     sys.exit(run(sys.argv[1:]))
 
 
