@@ -619,3 +619,14 @@ def test_weights_are_paid_for_only_where_they_save_more(monkeypatch, tiny_model)
         None,
         [],
     )
+
+
+@pytest.mark.parametrize("content", [None, b"BZh9 something else"])
+def test_a_folder_whose_decoder_is_gone_or_damaged_does_not_pass(tmp_path, mixed, content):
+    folder = unpack(mixed, tmp_path / "unpacked")
+    api.check(folder)
+    (folder / format.RUNTIME).unlink()
+    if content:
+        (folder / format.RUNTIME).write_bytes(content)
+    with pytest.raises(DamageError, match=r"runtime\.tar\.bz2 is damaged or missing"):
+        api.check(folder)

@@ -176,7 +176,7 @@ def decompress(
         for name in restored:
             click.echo(name, err=True)
     if lost:
-        click.echo(report_loss(lost, len(lost) + len(restored)), err=True)
+        click.echo(f"error: {report_loss(lost, len(lost) + len(restored))}", err=True)
     if not quiet:
         click.echo(f"restored {_count(len(restored), noun)} into {output}", err=True)
     return 3 if lost else 0

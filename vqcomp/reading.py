@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import os
 import struct
 import zipfile
@@ -111,7 +112,12 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         return {**entries, "total": sum(entries.values())}
 
     def check_entries(self) -> None:
-        """Check every entry, the runtime too, against the zip's own CRC. Raises DamageError."""
+        """Check every entry, the runtime too, against the zip's own CRC, or bzip2's in a folder. Raises DamageError."""
+        if not self._zip:
+            try:
+                bz2.decompress(self.read(archive.RUNTIME, archive.MANIFEST_LIMIT))
+            except (OSError, ValueError, FormatError) as error:
+                raise DamageError(f"{self.path}: {archive.RUNTIME} is damaged or missing: {error}") from error
         for info in self._zip.infolist() if self._zip else ():
             try:
                 with self._open(info) as handle:

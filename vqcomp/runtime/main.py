@@ -175,7 +175,7 @@ def make_folder(folder: Path, created: list[Path]) -> None:
 def report_loss(lost: dict[str, str], total: int) -> str:
     """What to print about damage."""
     lines = [f"  {name}: {reason}" for name, reason in sorted(lost.items())]
-    return "\n".join([f"error: {len(lost)} of {total} segments are damaged and lost:", *lines])
+    return "\n".join([f"{len(lost)} of {total} segments are damaged and lost:", *lines])
 
 
 def terminate(signum: int, _: object) -> None:
@@ -197,7 +197,7 @@ def main(here: str) -> int:
             lost = restore(archive, output, args.only, force=True, batch_size=args.batch_size, progress=Progress())
             total = len(archive.outputs(args.only))
         if lost:
-            print(report_loss(lost, total), file=sys.stderr)
+            print("error:", report_loss(lost, total), file=sys.stderr)
             return 3
         noun = "files" if archive.manifest.extras else "segments"
         print(f"restored {total} {noun} into {output} in {time.monotonic() - start:.1f} s", file=sys.stderr)
