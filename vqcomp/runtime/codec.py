@@ -58,7 +58,6 @@ def make_codec(
     adapt: bool = False,
     device: str = "auto",
     threads: int | None = None,
-    gemm: str = "float32",
 ) -> Codec:
     """The codec for tokens of `spec`, by its name:
 
@@ -77,7 +76,7 @@ def make_codec(
     from .weights import read_model
 
     config, tensors, check = read_model(model)
-    engine = make_engine(spec, config, tensors, make_ops(device, threads, gemm), check)
+    engine = make_engine(spec, config, tensors, make_ops(device, threads), check)
     if not adapt:
         return GPTCodec(engine)
     from .adapt import AdaptiveCodec

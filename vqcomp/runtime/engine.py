@@ -94,7 +94,8 @@ class Engine:
                 table = scaled(*tensors[f"blocks.{i}.bias_t"], SCORE_BIAS_MAX)
                 self.time.append(np.concatenate([table, np.full_like(table[:, :1], MASKED)], 1))  # (heads, N + 1)
         self.head = [matrix(f"head.{f}") for f in factors]
-        self.output = [(ops.weight(tensors[f"embed.{f}"][0][:-1]), matrix(f"embed.{f}")[1]) for f in factors]
+        embeds = [tensors[f"embed.{f}"] for f in factors]
+        self.output = [(ops.weight(codes[:-1]), ops.load(multipliers(scales))) for codes, scales in embeds]
         self.bias = [ops.load(scaled(*tensors[f"bias.{f}"], OUTPUT_BIAS_MAX)[0]) for f in factors]
 
         wanted = {(i + 1, 0, 0) for i in range(c.stack)} | set(c.copies) | {o for pair in c.flags for o in pair}
