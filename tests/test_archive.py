@@ -546,7 +546,7 @@ def test_large_archives_get_64_bit_sizes_and_open_alike(tmp_path):
     assert sizes[1] > sizes[0]
 
 
-class Plain:
+class Plain(Codec):
     """A codec that stores tokens as they are, to look at what surrounds codecs."""
 
     name, group_size = "adaptive", 1

@@ -103,6 +103,7 @@ def compress(
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
+    jobs: int = 1,
     grid: Grid | None = None,
     force: bool = False,
     verify: bool = True,
@@ -118,7 +119,8 @@ def compress(
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
     adapt: whether to learn while coding on top of a model, too; smaller, but slower than the model alone.
-    batch_size segments are in memory at a time. `report` gets lines about choices made.
+    batch_size segments are in memory at a time. jobs: processes that code groups side by side while learning; more than
+    one need `if __name__ == "__main__":` in scripts. `report` gets lines about choices made.
     `out` appears at the end, whole, or not at all. Raises InputError, ModelError, PlatformError, DependencyError; and
     DamageError if what was written does not decode to `data`.
     """
@@ -153,20 +155,25 @@ def compress(
             if chosen:
                 choice.require_fit(chosen, by_spec)
         report(f"model: {chosen.name if chosen else 'none'}")
-        codecs = {
-            spec: make_codec(
-                spec,
-                chosen.data if chosen and chosen.spec == spec else None,
-                adapt=adapt,
-                device=device,
-                threads=threads,
-            )
-            for spec in by_spec
-        }
         with replacing(out) as temporary:
-            _write(temporary, by_spec, found.files, codecs, chosen.data if chosen else None, batch, progress)
+            codecs = {
+                spec: make_codec(
+                    spec,
+                    chosen.data if chosen and chosen.spec == spec else None,
+                    adapt=adapt,
+                    device=device,
+                    threads=threads,
+                    jobs=jobs,
+                )
+                for spec in by_spec
+            }
+            try:
+                _write(temporary, by_spec, found.files, codecs, chosen.data if chosen else None, batch, jobs, progress)
+            finally:
+                for codec in codecs.values():
+                    codec.close()
             if verify:
-                _verify(temporary, by_spec, found.files, batch, progress, device, threads)
+                _verify(temporary, by_spec, found.files, batch, progress, device, threads, jobs)
             _check_output(out, force)
     finally:
         progress.end()
@@ -182,6 +189,7 @@ def decompress(
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
+    jobs: int = 1,
     force: bool = False,
     progress: Reporter | None = None,
 ) -> list[str]:
@@ -192,7 +200,7 @@ def decompress(
     everything else has been written.
     """
     only = {only} if isinstance(only, str) else only
-    with Archive(path, device=device, threads=threads) as archive:
+    with Archive(path, device=device, threads=threads, jobs=jobs) as archive:
         lost = restore(archive, Path(out), only, force=force, batch_size=batch_size or BATCH_SIZE, progress=progress)
         names = archive.outputs(only)
     if lost:
@@ -206,11 +214,12 @@ def check(
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
+    jobs: int = 1,
     progress: Reporter | None = None,
 ) -> Summary:
     """Decode everything and check every checksum, writing nothing. Raises DamageError that names what is lost."""
     start = time.monotonic()
-    with Archive(path, device=device, threads=threads) as archive:
+    with Archive(path, device=device, threads=threads, jobs=jobs) as archive:
         lost: dict[str, str] = {}
         for _ in _decoded(archive, batch_size or BATCH_SIZE, progress or Progress(quiet=True), "testing", lost):
             pass
@@ -232,16 +241,17 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     threads: int | None = None,
+    jobs: int = 1,
     grid: Grid | None = None,
     progress: Reporter | None = None,
 ) -> Summary:
-    """Decode and compare with `data` token by token, and other files byte by byte.
+    """Decode and compare with `data` token by token, and other files byte by byte. jobs: as of `compress`.
 
     Raises InputError where they differ, DamageError on damage.
     """
     start = time.monotonic()
     progress = progress or Progress(quiet=True)
-    with Archive(path, device=device, threads=threads) as archive:
+    with Archive(path, device=device, threads=threads, jobs=jobs) as archive:
         found = find_segments(data, grid)
         segments, files = {s.name: s for s in found.segments}, {f.name: f for f in found.files}
         for here, there, what, names in (
@@ -386,6 +396,7 @@ def _write(
     codecs: dict[TokenSpec, Codec],
     model: bytes | None,
     batch_size: int,
+    jobs: int,
     progress: Reporter,
 ) -> None:
     everything = [s for segments in by_spec.values() for s in segments]
@@ -399,11 +410,13 @@ def _write(
             raw.append((name, first, count))
         first += count
     kept = [(f.name, f.path) for f in files]
-    with container.Writer(path, specs, model, bound, __version__, raw, kept) as writer:
+    learn = [(codecs[spec], len(segments)) for spec, segments in by_spec.items() if codecs[spec].name != "gpt"]
+    workers = any(count > codec.group_size for codec, count in learn)
+    with container.Writer(path, specs, model, bound, __version__, raw, kept, workers) as writer:
         for index, (spec, segments) in enumerate(by_spec.items()):
             codec, size, factors = codecs[spec], codecs[spec].group_size, len(spec.factors)
             groups = [segments[i : i + size] for i in range(0, len(segments), size)]
-            step = max(1, batch_size // size)
+            step = max(jobs, batch_size // size)
             for i in range(0, len(groups), step):
                 batch = groups[i : i + step]
                 tokens = [[segment.tokens_of(spec) for segment in group] for group in batch]
@@ -428,10 +441,11 @@ def _verify(
     progress: Reporter,
     device: str,
     threads: int | None,
+    jobs: int,
 ) -> None:
     """Decode what was just written and compare all of it with its sources. Raises DamageError."""
     sources = {s.name: s for segments in by_spec.values() for s in segments}
-    with Archive(path, device=device, threads=threads) as archive:
+    with Archive(path, device=device, threads=threads, jobs=jobs) as archive:
         if list(archive) != list(sources):
             raise DamageError("verification failed: the archive's names are not those of the data; please report this")
         for name, array in _decoded(archive, batch_size, progress, "verifying", None):

@@ -19,7 +19,7 @@ from .protocol import Score
 from .reading import Archive
 from .runtime import archive as format
 from .runtime.errors import VqcompError
-from .runtime.main import report_loss, restore, terminate
+from .runtime.main import default_jobs, report_loss, restore, terminate
 from .tokens import Grid
 from .version import __version__
 from .worldmodel import write_synthetic
@@ -79,6 +79,10 @@ def options(*names: str) -> Callable[[Function], Function]:
             help="Segments computed together; memory grows with it, bytes do not change.",
         ),
         "threads": click.option("-T", "--threads", type=click.IntRange(1), metavar="N", help="Threads to use."),
+        "jobs": click.option(
+            "-j", "--jobs", type=click.IntRange(1), default=default_jobs, metavar="N",
+            help="Processes; each learns from, and codes, 8 segments at a time.  [default: half the CPUs]",
+        ),
         "grid": click.option(
             "--grid", callback=_parse_grid, metavar="HxW", help="Grid of arrays (T, H*W); known for 128 tokens: 8x16."
         ),
@@ -125,10 +129,11 @@ def cli() -> None:
 )  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
-@options("device", "batch_size", "threads", "grid", "force", "json", "quiet", "verbose")
+@options("device", "batch_size", "threads", "jobs", "grid", "force", "json", "quiet", "verbose")
 def compress(
     data: tuple[str, ...], out: str, model: str, adapt: bool, no_verify: bool, skip_bad: bool, device: str,
-    batch_size: int, threads: int | None, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
+    batch_size: int, threads: int | None, jobs: int, grid: Grid | None, force: bool, as_json: bool, quiet: bool,
+    verbose: bool,
 ) -> None:  # fmt: skip
     """Compress DATA into the zip OUT.
 
@@ -145,8 +150,8 @@ def compress(
             click.echo(line, err=True)
 
     summary = api.compress(
-        data, out, model=model, adapt=adapt, device=device, batch_size=batch_size, threads=threads, grid=grid,
-        force=force, verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
+        data, out, model=model, adapt=adapt, device=device, batch_size=batch_size, threads=threads, jobs=jobs,
+        grid=grid, force=force, verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
     )  # fmt: skip
     if left_out and not quiet and not verbose:
         click.echo(f"note: {len(left_out)} files that are no .npy files were left out (-v names them)", err=True)
@@ -158,17 +163,17 @@ def compress(
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-o", "--output", default="decompressed", show_default=True, metavar="DIR", help="Folder to write into.")
 @click.option("--only", multiple=True, metavar="NAME", help="Restore this file or segment alone (may be repeated).")
-@options("device", "batch_size", "threads", "force", "quiet", "verbose")
+@options("device", "batch_size", "threads", "jobs", "force", "quiet", "verbose")
 def decompress(
     archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], device: str, batch_size: int,
-    threads: int | None, force: bool, quiet: bool, verbose: bool,
+    threads: int | None, jobs: int, force: bool, quiet: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Restore the files in ARCHIVE, or those named.
 
     ARCHIVE is a zip or the folder it was unpacked into. Where segments are damaged, the others are restored still.
     """
     chosen = {*only, *names} or None
-    with Archive(archive, device=device, threads=threads) as opened:
+    with Archive(archive, device=device, threads=threads, jobs=jobs) as opened:
         lost = restore(opened, Path(output), chosen, force=force, batch_size=batch_size, progress=Bar(quiet))
         restored = [n for n in opened.outputs(chosen) if n not in lost]
         noun = "file" if opened.manifest.extras else "segment"
@@ -184,10 +189,12 @@ def decompress(
 
 @cli.command()
 @click.argument("archive")
-@options("device", "batch_size", "threads", "json", "quiet")
-def test(archive: str, device: str, batch_size: int, threads: int | None, as_json: bool, quiet: bool) -> None:
+@options("device", "batch_size", "threads", "jobs", "json", "quiet")
+def test(
+    archive: str, device: str, batch_size: int, threads: int | None, jobs: int, as_json: bool, quiet: bool
+) -> None:
     """Decode all of ARCHIVE and check every checksum; write nothing."""
-    summary = api.check(archive, device=device, batch_size=batch_size, threads=threads, progress=Bar(quiet))
+    summary = api.check(archive, device=device, batch_size=batch_size, threads=threads, jobs=jobs, progress=Bar(quiet))
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     elif not quiet:
@@ -264,10 +271,10 @@ def describe(archive: Archive) -> dict[str, Any]:
 )
 @click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
 @click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
-@options("device", "batch_size", "threads", "grid", "json", "quiet")
+@options("device", "batch_size", "threads", "jobs", "grid", "json", "quiet")
 def evaluate(
     paths: tuple[str, ...], protocol: str | None, model: str | None, max_windows: int | None, device: str,
-    batch_size: int, threads: int | None, grid: Grid | None, as_json: bool, quiet: bool,
+    batch_size: int, threads: int | None, jobs: int, grid: Grid | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
 
@@ -286,8 +293,9 @@ def evaluate(
     if len(paths) < 2:
         raise click.UsageError("Missing argument 'DATA'.")
     summary = api.evaluate(
-        paths[0], paths[1:], device=device, batch_size=batch_size, threads=threads, grid=grid, progress=Bar(quiet)
-    )
+        paths[0], paths[1:], device=device, batch_size=batch_size, threads=threads, jobs=jobs, grid=grid,
+        progress=Bar(quiet),
+    )  # fmt: skip
     click.echo(json.dumps(asdict(summary)) if as_json else f"Compression rate: {summary.rate:.4f}")
 
 

@@ -33,8 +33,9 @@ LATE_MODULES = {
     "gpt": {"exact", "gpt", "weights"},
     "mixed": {"adapt", "exact", "gpt", "weights"},
     "files": {"files"},
+    "workers": {"workers"},
 }
-"""What is imported late, for each codec and for files that are no arrays."""
+"""What is imported late: for each codec, for files that are no arrays, for groups coded side by side."""
 _ZIP64_FROM = 1 << 31
 
 
@@ -46,7 +47,7 @@ class CodedSpec(NamedTuple):
 
 
 def runtime_modules(needs: Iterable[str]) -> list[str]:
-    """File names of the modules that decoding with these codecs, or "files", takes: entry points and their imports."""
+    """File names of the modules that decoding takes: entry points, LATE_MODULES[need] for each need, and imports."""
     found, wanted = set(), {"__init__", "main", "codec"}.union(*(LATE_MODULES[n] for n in needs))
     while wanted:
         name = wanted.pop()
@@ -86,13 +87,14 @@ class Writer:
 
     Use as a context manager; leaving it without an error completes the file. Streams must come ordered by spec.
     max_tokens bounds the tokens (times factors) that will come, and decides whether the zip needs 64-bit sizes.
+    workers: whether a codec that learns will have several groups, which can be decoded side by side.
     raw files are (name, first segment, number of segments), in the order of the segments; files are (name, path) of
     those to keep byte for byte.
     """
 
     def __init__(
         self, path: Path, specs: Sequence[CodedSpec], model: bytes | None, max_tokens: int, version: str,
-        raw: Sequence[tuple[str, int, int]] = (), files: Sequence[tuple[str, Path]] = (),
+        raw: Sequence[tuple[str, int, int]] = (), files: Sequence[tuple[str, Path]] = (), workers: bool = False,
     ) -> None:  # fmt: skip
         self.specs, self.model, self.version = specs, model, version
         self.raw, self.files = raw, files
@@ -103,7 +105,8 @@ class Writer:
         self.zip = zipfile.ZipFile(path, "x")
         try:
             self._put(archive.BOOTSTRAP, bootstrap(), zipfile.ZIP_DEFLATED)
-            needs = {s.codec for s in specs} | ({"files"} if raw or files else set())
+            needs = {s.codec for s in specs}
+            needs |= {need for need, wanted in (("files", raw or files), ("workers", workers)) if wanted}
             self._put(archive.RUNTIME, runtime_archive(frozenset(needs)))
             if model is not None:
                 self._put(archive.MODEL, model)

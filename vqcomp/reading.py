@@ -27,7 +27,9 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     Opening runs no model. Raises FormatError, DamageError or UnsafeNameError, and InputError where nothing can be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None, jobs: int = 1
+    ) -> None:
         self._zip: zipfile.ZipFile | None = None
         if not os.path.isdir(path):
             try:
@@ -41,7 +43,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         self._kept: tuple[int, dict[str, np.ndarray]] = (-1, {})
         self._lost: dict[str, str] = {}
         try:
-            super().__init__(path, device=device, threads=threads)
+            super().__init__(path, device=device, threads=threads, jobs=jobs)
         except BaseException:
             if self._zip:
                 self._zip.close()

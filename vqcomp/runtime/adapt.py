@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import constriction
 import numpy as np
 
-from .codec import Progress, lockstep
+from .codec import Codec, Progress, lockstep
 from .errors import DamageError, InputError
 from .mixing import ONLINE_MAX, PROBABILITY, TreeMixer
 from .spec import TokenSpec
@@ -38,7 +38,7 @@ class Network(Protocol):
         ...
 
 
-class AdaptiveCodec:
+class AdaptiveCodec(Codec):
     """Codec (see codec.py) that learns. The tables of a group take at most 256 MiB, untouched at first."""
 
     def __init__(self, spec: TokenSpec, network: Network | None = None):

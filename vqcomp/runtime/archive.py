@@ -211,9 +211,12 @@ class Reader:
     for a file that cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None, jobs: int = 1
+    ) -> None:
+        """device, threads: see `exact.make_ops`; jobs: processes that decode groups side by side (see workers.py)."""
         self.path = Path(path)
-        self._device, self._threads = device, threads
+        self._device, self._threads, self._jobs = device, threads, jobs
         self._codecs: dict[int, Any] = {}
         try:
             self.manifest = parse_manifest(self.read(MANIFEST, MANIFEST_LIMIT))
@@ -238,6 +241,8 @@ class Reader:
 
     def close(self) -> None:
         self._streams.close()
+        for codec in self._codecs.values():
+            codec.close()
 
     def read(self, entry: str, limit: int) -> bytes:
         """The bytes of an entry. Raises FormatError where it is missing or exceeds `limit`, DamageError if damaged."""
@@ -292,8 +297,9 @@ class Reader:
                 if len(model) != size or hashlib.sha256(model).hexdigest() != sha256:
                     raise DamageError(f"{MODEL} is damaged: its checksum does not match")
             self._codecs[spec] = make_codec(
-                self.manifest.specs[spec], model, adapt=codec == "mixed", device=self._device, threads=self._threads
-            )
+                self.manifest.specs[spec], model, adapt=codec == "mixed", device=self._device, threads=self._threads,
+                jobs=min(self._jobs, sum(g.spec == spec for g in self.manifest.groups)),
+            )  # fmt: skip
         return self._codecs[spec]
 
     def decode(
@@ -306,7 +312,8 @@ class Reader:
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (name, array) in the archive's order, of the named segments or of all.
 
-        About `batch_size` segments are computed together and in memory at a time. Every array has passed its CRC.
+        About `batch_size` segments, or a group for each job, are computed together and in memory at a time. Every array
+        has passed its CRC.
         Damaged segments are left out and named in `damaged`, name -> reason; without it they raise DamageError.
         After all segments, the hash of the whole is checked too. `progress` gets the number of tokens done since its
         last call, those of other segments in the same streams included. Raises InputError on an unknown name.
@@ -340,6 +347,7 @@ class Reader:
 
     def _batches(self, wanted: set[str], batch_size: int) -> Iterator[list[Group]]:
         """Groups that hold wanted segments, in lists of one spec and about `batch_size` segments."""
+        batch_size = max(batch_size, self._jobs * max(len(g.segments) for g in self.manifest.groups))
         batch: list[Group] = []
         for group in self.manifest.groups:
             if not any(self.manifest.segments[i].name in wanted for i in group.segments):

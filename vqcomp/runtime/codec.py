@@ -40,6 +40,10 @@ class Codec(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what it holds of the system."""
+        return None
+
 
 def lockstep(lengths: Sequence[int], chunk: int = 1) -> Iterator[tuple[list[int], int, int]]:
     """(segments still running, first frame, number of frames) until all have ended; longest segments first."""
@@ -58,6 +62,7 @@ def make_codec(
     adapt: bool = False,
     device: str = "auto",
     threads: int | None = None,
+    jobs: int = 1,
 ) -> Codec:
     """The codec for tokens of `spec`, by its name:
 
@@ -65,8 +70,15 @@ def make_codec(
     "mixed"     by that network and what is learned while coding: adapt=True
     "adaptive"  by the latter alone: model=None
 
-    device and threads: see `exact.make_ops`. Raises ModelError, DamageError, PlatformError, InputError.
+    device and threads: see `exact.make_ops`. jobs: processes that code groups side by side (see workers.py), where the
+    codec learns; a network alone computes groups together. Raises ModelError, DamageError, PlatformError, InputError.
     """
+    if jobs > 1 and (adapt or model is None):
+        from .workers import Workers
+
+        # Made here too, so that a model or a machine that will not do is found before any process is started.
+        codec = make_codec(spec, model, adapt=adapt, device=device, threads=threads)
+        return Workers(jobs, codec, spec, model, adapt=adapt, device=device, threads=threads)
     if model is None:
         from .adapt import AdaptiveCodec
 

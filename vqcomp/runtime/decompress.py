@@ -15,6 +15,8 @@ import sys
 import tarfile
 import tempfile
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+RUNTIME = os.path.join(HERE, "vqcomp", "runtime.tar.bz2")
 PACKAGE = "vqcomp_runtime"
 NUMPY, CONSTRICTION = "numpy==2.2.6", "constriction==0.5.0"
 """Any NumPy will do if one is there; the format relies on this very version of constriction."""
@@ -71,23 +73,26 @@ def install(requirements):
 def main():
     if sys.version_info < (3, 10):
         sys.exit("error: expected Python 3.10 or newer, found " + sys.version.split()[0])
-    here = os.path.dirname(os.path.abspath(__file__))
     # Restored files may lie beside this script; none of them may be taken for a module.
-    sys.path[:] = [p for p in sys.path if os.path.realpath(p or os.curdir) != os.path.realpath(here)]
+    sys.path[:] = [p for p in sys.path if os.path.realpath(p or os.curdir) != os.path.realpath(HERE)]
     needed = missing()
     if needed and (os.environ.get("VQCOMP_NO_PIP", "0") not in ("", "0") or not install(needed)):
         print("error: missing packages; install them with", file=sys.stderr)
         print("   ", sys.executable, "-m pip install", *needed, file=sys.stderr)
         return 1
-    path = os.path.join(here, "vqcomp", "runtime.tar.bz2")
     try:
-        runtime = Runtime(path)
+        use_runtime()
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        print(f"error: {path} is damaged or missing: {error}", file=sys.stderr)
+        print(f"error: {RUNTIME} is damaged or missing: {error}", file=sys.stderr)
         return 3
-    sys.meta_path.insert(0, runtime)
-    return importlib.import_module(PACKAGE + ".main").main(here)
+    return importlib.import_module(PACKAGE + ".main").main(HERE)
 
 
+def use_runtime():
+    sys.meta_path.insert(0, Runtime(RUNTIME))
+
+
+if __name__ == "__mp_main__":  # a process that the main one has started
+    use_runtime()
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .codec import Progress, lockstep
+from .codec import Codec, Progress, lockstep
 from .coder import Decoder, Encoder, Tables, weights
 from .config import ModelConfig
 from .engine import Engine, Tensors
@@ -55,7 +55,7 @@ class FramePredictor:
         return [ops.host(weights(x, ops)).astype(np.float64) for x in self.engine.forward(self.state, before[:, None])]
 
 
-class GPTCodec:
+class GPTCodec(Codec):
     """A `Codec` (see codec.py) by a FrameGPT alone; every segment has a stream of its own."""
 
     name = "gpt"
