@@ -21,6 +21,7 @@ from vqcomp import ArchiveError, DamageError, FormatError, InputError, ModelErro
 from vqcomp.container import CodedSpec, Writer, column
 from vqcomp.runtime import archive as format
 from vqcomp.runtime.archive import CHECK, parse_manifest
+from vqcomp.runtime.codec import Codec
 from vqcomp.runtime.main import Progress
 from vqcomp.runtime.spec import TokenSpec
 
