@@ -85,6 +85,13 @@ def test_json_is_one_object_with_the_documented_fields(zipped, capsys, arguments
     assert summary["tokens_per_second"] == summary["tokens"] / summary["seconds"]
 
 
+def test_errors_are_json_too_where_json_is_asked_for(zipped, capsys):
+    Path("out.zip").write_bytes(Path("out.zip").read_bytes()[:-9])
+    assert run(["test", "out.zip", "--json"]) == 3
+    shown = capsys.readouterr()
+    assert shown.err == f"error: {json.loads(shown.out)['error']}\n"
+
+
 def test_list_shows_segments_without_decoding(zipped, capsys, monkeypatch):
     monkeypatch.setattr("vqcomp.runtime.codec.make_codec", None)
     assert run(["list", "out.zip"]) == 0
@@ -218,7 +225,7 @@ def compress_error(*arguments):
         (["compress", "data", "x.zip", "--batch-size", "0"], 2, "batch-size"),
         (["compress", "data", "x.zip", "-T", "none"], 2, "threads"),
         (["compress", "data", "x.zip", "--grid", "8by16"], 2, "expected HEIGHTxWIDTH such as 8x16, found '8by16'"),
-        (["compress", "data", "x.zip", "--device", "abacus", "--model", "tiny.vqm"], 1, "abacus"),
+        (["compress", "data", "x.zip", "--device", "abacus"], 2, "expected auto, numpy, cpu, cuda or cuda:N, found"),
     ],
 )  # fmt: skip
 def test_errors_say_what_is_wrong_and_leave_nothing_behind(zipped, tiny_model, capsys, arguments, code, message):

@@ -148,8 +148,10 @@ def compress(
             )
             for line in _table(estimates):
                 report(line)
-            if models and not estimates:
-                report("no shipped model fits these tokens, or they are too few to be worth its weights")
+            for name in sorted({m.name for m in models if m.spec in by_spec} - {e.model for e in estimates}):
+                report(f"{name} was not weighed: its weights alone take more than the raw tokens")
+            if models and not any(m.spec in by_spec for m in models):
+                report("no shipped model fits these tokens")
         else:
             chosen = models[0] if models else None
             if chosen:

@@ -72,7 +72,8 @@ def options(*names: str) -> Callable[[Function], Function]:
     """Decorator that adds options which several verbs share."""
     table = {
         "device": click.option(
-            "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, numpy, cpu, cuda or cuda:N."
+            "--device", default="auto", show_default=True, metavar="DEVICE", callback=_check_device,
+            help="auto, numpy, cpu, cuda or cuda:N.",
         ),
         "batch_size": click.option(
             "--batch-size", type=click.IntRange(1), default=api.BATCH_SIZE, show_default=True, metavar="N",
@@ -87,7 +88,7 @@ def options(*names: str) -> Callable[[Function], Function]:
             "--grid", callback=_parse_grid, metavar="HxW", help="Grid of arrays (T, H*W); known for 128 tokens: 8x16."
         ),
         "force": click.option("-f", "--force", is_flag=True, help="Overwrite what exists."),
-        "json": click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output."),
+        "json": click.option("--json", "as_json", is_flag=True, help="Print one JSON object, be it {\"error\": ...}."),
         "quiet": click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for."),
         "verbose": click.option("-v", "--verbose", is_flag=True, help="Say what is chosen, and why."),
     }  # fmt: skip
@@ -98,6 +99,12 @@ def options(*names: str) -> Callable[[Function], Function]:
         return function
 
     return add
+
+
+def _check_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|numpy|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"expected auto, numpy, cpu, cuda or cuda:N, found {value!r}")
+    return value
 
 
 def _parse_grid(context: click.Context, parameter: click.Parameter, value: str | None) -> Grid | None:
@@ -429,6 +436,8 @@ def run(arguments: list[str]) -> int:
         click.echo("interrupted", err=True)
         return 130
     except VqcompError as error:
+        if "--json" in arguments:
+            click.echo(json.dumps({"error": str(error)}))
         click.echo(f"error: {error}", err=True)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
