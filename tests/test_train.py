@@ -1,10 +1,15 @@
 """Properties of training: it learns, repeats itself, chooses by held-out frames and refuses what it can't use."""
 
+import csv
 import dataclasses
+import io
 import math
+import signal
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
@@ -12,6 +17,7 @@ from vqcomp.model import FrameGPT, default_copies, default_flags
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.errors import InputError, ModelError
 from vqcomp.train import TrainConfig, evaluate, train
+from vqcomp.training.checkpoint import read_checkpoint
 
 CONFIG = ModelConfig(
     height=3,
@@ -67,6 +73,115 @@ def test_held_out_frames_are_not_trained_on():
 def test_training_on_all_frames_returns_the_last_weights():
     result = train([drifting()], CONFIG, dataclasses.replace(SHORT, steps=7, held_out=0))
     assert result.step == 7 and math.isfinite(result.bits_per_token)
+
+
+def weights(result):
+    """All codes and scales of a trained network, as bytes."""
+    return b"".join(codes.tobytes() + scales.tobytes() for codes, scales in result.model.export()[1].values())
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def kill_at(step):
+    def watch(moment):
+        if moment.step == step:
+            raise Killed
+
+    return watch
+
+
+@pytest.mark.parametrize("killed_at", [3, 4])
+def test_a_resumed_training_ends_in_the_same_bits(tmp_path, killed_at):
+    settings = dataclasses.replace(SHORT, steps=6, evaluate_every=3, dropout=0.2, muon_rate=0.01, stride=0.5)
+    whole = train([drifting()], CONFIG, settings, out=tmp_path / "whole.vqm")
+    with pytest.raises(Killed):
+        train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", watch=kill_at(killed_at))
+    resumed = train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", resume=True)
+    assert weights(resumed) == weights(whole)
+    assert (resumed.bits_per_token, resumed.step) == (whole.bits_per_token, whole.step)
+    logs = [list(csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines())) for name in ("whole", "m")]
+    for name in ("step", "tokens", "rate", "training_bits", "held_out_bits", "weights_bytes", "zip_bytes"):
+        assert [row[name] for row in logs[0]] == [row[name] for row in logs[1]]
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.csv", "whole.ckpt", "m.csv", "m.ckpt"}
+
+
+def test_an_interrupt_writes_a_checkpoint_after_the_step_and_says_how_to_go_on(tmp_path):
+    settings = dataclasses.replace(SHORT, steps=6, evaluate_every=6, dropout=0.2)
+    lines = []
+
+    def interrupt(moment):
+        if moment.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", watch=interrupt, progress=lines.append)
+    assert lines == ["interrupted after step 3: the same command with --resume goes on"]
+    resumed = train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", resume=True, progress=lines.append)
+    assert lines[1] == "going on after step 3"
+    assert weights(resumed) == weights(train([drifting()], CONFIG, settings))
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_finished_training_that_is_resumed_gives_its_result_again(tmp_path):
+    settings = dataclasses.replace(SHORT, steps=3)
+    first, again = (train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", resume=r) for r in (False, True))
+    assert weights(first) == weights(again)
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "data", "message"),
+    [
+        ({"dropout": 0.3, "steps": 4}, CONFIG, drifting(), r"steps was 3, now it is 4; dropout was 0, now it is 0\.3"),
+        ({}, dataclasses.replace(CONFIG, rank=9), drifting(), "network differ: rank was 8, now it is 9"),
+        ({}, CONFIG, drifting(seed=1), "data differ: counts was"),
+    ],
+)
+def test_the_checkpoint_of_another_training_is_refused_and_the_difference_named(
+    tmp_path, change, config, data, message
+):
+    settings = dataclasses.replace(SHORT, steps=3)
+    train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm")
+    with pytest.raises(InputError, match=message):
+        train([data], config, dataclasses.replace(settings, **change), out=tmp_path / "m.vqm", resume=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_checkpoint_that_is_damaged_anywhere_is_refused(checkpoint, data):
+    path, good = checkpoint
+    at = data.draw(st.integers(0, len(good) - 1))
+    if data.draw(st.booleans()):
+        path.write_bytes(good[:at])
+    else:
+        path.write_bytes(good[:at] + bytes([good[at] ^ data.draw(st.integers(1, 255))]) + good[at + 1 :])
+    try:
+        state = read_checkpoint(path, {})
+    except InputError as error:
+        assert path.name in str(error)
+    else:  # the flipped bit means nothing, such as a time in the zip's directory
+        path.write_bytes(good)
+        assert state_bytes(state) == state_bytes(read_checkpoint(path, {}))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "m.ckpt"
+    train([drifting()], CONFIG, dataclasses.replace(SHORT, steps=1), out=path)
+    return path, path.read_bytes()
+
+
+def state_bytes(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def test_to_resume_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"m\.ckpt: no such checkpoint"):
+        train([drifting()], CONFIG, SHORT, out=tmp_path / "m.vqm", resume=True)
 
 
 def test_windows_may_run_backwards_be_mirrored_and_skip_frames():

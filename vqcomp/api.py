@@ -13,6 +13,8 @@ from functools import partial
 from itertools import groupby
 from math import prod
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,16 +23,16 @@ from .container import read_pieces
 from .reading import Archive
 from .runtime import archive as format
 from .runtime.codec import Codec, make_codec
-from .runtime.engine import Engine
 from .runtime.errors import DamageError, DependencyError, InputError
-from .runtime.exact import make_ops
-from .runtime.gpt import self_test
 from .runtime.main import Progress, Reporter, replacing, report_loss, restore
 from .runtime.spec import TokenSpec
-from .runtime.weights import write_model
 from .sources import Data, File, Found, find_segments, label, places
 from .tokens import COMMAVQ, Grid, Segment, find_specs
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .train import Moment
+    from .training.fit import Trained
 
 BATCH_SIZE = 16
 """Segments computed together, and in memory at a time."""
@@ -300,68 +302,59 @@ def evaluate_1x(
     )
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a training came to: bytes of the .vqm, bits/token on the held-out frames, the step that was best."""
-
-    size: int
-    bits_per_token: float
-    step: int
-
-
 def train(
     data: Data,
     out: str | os.PathLike[str],
-    settings: Mapping[str, int | float] | None = None,
+    settings: Mapping[str, Any] | None = None,
     *,
-    preset: str = "small",
+    preset: str | None = None,
+    init: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    device: str = "auto",
     threads: int | None = None,
     grid: Grid | None = None,
     force: bool = False,
+    command: str = "",
     report: Callable[[str], None] | None = None,
+    watch: Callable[[Moment], None] | None = None,
 ) -> Trained:
     """Train a FrameGPT on `data`, whose segments must share a grid, and write it as a .vqm file.
 
-    `settings` are fields of train.TrainConfig; preset: see presets.PRESETS. Raises InputError, ModelError,
-    DependencyError (no torch).
+    Beside it come to lie a card (.md, which quotes `command`), a log (.csv) and a checkpoint (.ckpt), from which
+    resume=True goes on. `settings` are fields of train.TrainConfig; preset: see presets.PRESETS, by default "small" or
+    what `init`, a shipped model or a .vqm to start from, is. `report` gets lines, `watch` the state after each step.
+    Raises InputError, ModelError, DependencyError (no torch).
     """
     out = Path(out)
     _check_output(out, force)
+    for suffix, what in ((".ckpt", "a training was begun; --resume goes on with it"), (".csv", ""), (".md", "")):
+        if (beside := out.with_suffix(suffix)).exists() and not (force or resume):
+            raise InputError(f"{beside}: {what or 'exists already'}; -f overwrites it")
+    fit = _training(threads)
+    starts = choice.find_models(init) if init is not None else []
+    if len(starts) != (init is not None):
+        raise InputError(f"expected one model to start from, found {init}; give a name or a .vqm file")
+    by_spec = _sort(find_segments(data, grid), [*(m.spec for m in starts), COMMAVQ], Progress(quiet=True))
+    if len(by_spec) > 1:
+        raise InputError(f"{label(data)}: expected segments of one grid and vocabulary, found {list(by_spec)}")
+    ((spec, segments),) = by_spec.items()
+    return fit.fit(
+        segments, spec, out, settings or {}, preset=preset, init=fit.Start(starts[0].name, starts[0].data) if starts
+        else None, resume=resume, device=device, command=command, report=report, watch=watch,
+    )  # fmt: skip
+
+
+def _training(threads: int | None) -> ModuleType:
+    """The module that trains; it imports torch. Raises DependencyError."""
     try:
         import torch
 
-        from .presets import PRESETS
-        from .train import TrainConfig
-        from .train import train as run
+        from .training import fit
     except ImportError as error:
         raise DependencyError("training needs torch, which is not installed: pip install torch") from error
     if threads:
         torch.set_num_threads(threads)
-    by_spec = _sort(find_segments(data, grid), [COMMAVQ], Progress(quiet=True))
-    if len(by_spec) > 1:
-        raise InputError(f"{label(data)}: expected segments of one grid and vocabulary, found {list(by_spec)}")
-    ((spec, segments),) = by_spec.items()
-    if preset not in PRESETS:
-        raise InputError(f"no preset {preset!r}: expected one of {', '.join(PRESETS)}")
-    chosen = PRESETS[preset]
-    train_config = TrainConfig(**{**chosen.settings, **(settings or {})})  # type: ignore[arg-type]
-    least = train_config.frames + train_config.held_out if chosen.drops_short else 1
-    tokens = [
-        frames
-        for array in (segment.tokens_of(spec) for segment in segments)
-        for frames in (array[first :: chosen.every] for first in range(chosen.every))
-        if len(frames) >= least
-    ]
-    if not tokens:
-        raise InputError(f"{label(data)}: expected a segment of {least * chosen.every} frames or more, found none")
-    result = run(tokens, chosen.network(spec), train_config, progress=report)
-    config, tensors = result.model.export()
-    with replacing(out) as temporary:
-        size = temporary.write_bytes(
-            write_model(config, tensors, self_test(Engine(config, tensors, make_ops("numpy"))))
-        )
-        _check_output(out, force)
-    return Trained(size, result.bits_per_token, result.step)
+    return fit
 
 
 def _check_output(out: Path, force: bool) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import api, choice, hub
+from .presets import PRESETS
 from .protocol import Score
 from .reading import Archive
 from .runtime import archive as format
@@ -23,6 +26,9 @@ from .runtime.main import default_jobs, report_loss, restore, terminate
 from .tokens import Grid
 from .version import __version__
 from .worldmodel import write_synthetic
+
+if TYPE_CHECKING:
+    from .train import Moment
 
 EXAMPLES = """
 \b
@@ -61,6 +67,36 @@ class Bar:
         if segments:
             self.done += segments
             self.bar.set_postfix(segments=f"{self.done}/{self.segments}", refresh=False)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+
+class TrainingBar:
+    """Lines on standard error and, on a terminal, a tqdm bar below them: bits/token, tokens/s, size of a zip, time."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+
+    def line(self, text: str) -> None:
+        if not self.quiet:
+            if self.bar is not None:
+                self.bar.clear()
+            click.echo(text, err=True)
+
+    def show(self, moment: Moment) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            form = "training {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+            self.bar = tqdm(total=1.0, leave=False, disable=self.quiet or None, dynamic_ncols=True, bar_format=form)
+        size = f", zip {moment.zip_bytes:,} bytes" if moment.zip_bytes else ""
+        rate = f"{moment.training_bits:.3f} bits/token, {moment.tokens_per_second:,.0f} tokens/s"
+        self.bar.set_postfix_str(f"step {moment.step}, {rate}{size}", refresh=False)
+        self.bar.update(moment.done - self.bar.n)
 
     def end(self) -> None:
         if self.bar is not None:
@@ -356,30 +392,75 @@ def sample_data(folder: str, segments: int, frames: int, seed: int, layout: str,
         click.echo(f"wrote {_count(segments, 'synthetic segment')} into {folder}", err=True)
 
 
-@cli.command()
+def _parse_time(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value)
+    if not match or not float(match[1]):
+        raise click.BadParameter(f"expected a time such as 90s, 20m or 2h, found {value!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _parse_settings(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"expected FIELD=VALUE such as dropout=0.1, found {value!r}")
+    return dict(value.split("=", 1) for value in values)
+
+
+_PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, preset in PRESETS.items())
+
+
+@cli.command(epilog=_PRESETS)
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="MODEL.vqm", help="File to write.")
-@click.option(
-    "--preset", default="small", show_default=True, metavar="NAME",
-    help="nano, mini, small: 0.2, 0.3, 0.7 million weights. 1x: the last one for 1X's metric, on frames at 2 Hz.",
-)  # fmt: skip
+@click.option("--preset", metavar="NAME", help="Network and recipe, see below  [default: small, or that of --init]")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Optimiser steps.")
-@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Windows in a step.")
+@click.option("--time", callback=_parse_time, metavar="TIME", help="Train for so long (90s, 20m, 2h) instead.")
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Windows at a time.")
+@click.option("--accumulate", type=click.IntRange(1), metavar="N", help="So many times that in a step.")
 @click.option(
-    "--held-out", type=click.IntRange(0), metavar="N", help="Last frames of each segment, to choose weights by."
-)
-@click.option("--seed", type=int, metavar="N", help="Seed of weights, windows and dropout.")
+    "--held-out", type=click.IntRange(0), metavar="N",
+    help="Choose weights by the last N frames of each segment; of 20 segments or more, by those of some whole ones.",
+)  # fmt: skip
+@click.option("--patience", type=click.IntRange(0), metavar="N", help="Stop after N evaluations without a gain.")
+@click.option(
+    "--for-segments", type=click.FloatRange(0), metavar="N",
+    help="Make weights and coded tokens of N segments together smallest.",
+)  # fmt: skip
+@click.option("--init", metavar="NAME|PATH", help="Start from a shipped model, or a .vqm.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint that an interrupted run of it left.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of weights, windows and dropout.")
+@click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")
+@click.option(
+    "--set", "more", multiple=True, callback=_parse_settings, metavar="FIELD=VALUE",
+    help="Any field of TrainConfig, such as dropout=0.1 (may be repeated).",
+)  # fmt: skip
+@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
 @options("threads", "grid", "force", "quiet")
+@click.pass_obj
 def train(
-    data: tuple[str, ...], output: str, preset: str, steps: int | None, batch_size: int | None, held_out: int | None,
-    seed: int | None, threads: int | None, grid: Grid | None, force: bool, quiet: bool,
+    arguments: list[str], data: tuple[str, ...], output: str, preset: str | None, time: float | None,
+    batch_size: int | None, init: str | None, resume: bool, more: dict[str, str], device: str, threads: int | None,
+    grid: Grid | None, force: bool, quiet: bool, **settings: float | None,
 ) -> None:  # fmt: skip
-    """Train a model on DATA for `compress --model MODEL.vqm`."""
-    settings = {"steps": steps, "batch": batch_size, "held_out": held_out, "seed": seed}
-    result = api.train(
-        data, output, {k: v for k, v in settings.items() if v is not None}, preset=preset, threads=threads, grid=grid,
-        force=force, report=None if quiet else lambda line: click.echo(line, err=True),
-    )  # fmt: skip
+    """Train a model on DATA for `compress --model MODEL.vqm`.
+
+    Beside it are written a card (MODEL.md), a log (MODEL.csv) and a checkpoint (MODEL.ckpt), from which --resume goes
+    on, to the same result, after Ctrl-C or worse. torchrun trains on several GPUs: torchrun --nproc-per-node 8 -m
+    vqcomp train ...
+    """
+    quiet = quiet or os.environ.get("RANK", "0") != "0"  # of torchrun's processes the first one speaks
+    settings |= {"time": time, "batch": batch_size}
+    display = TrainingBar(quiet)
+    try:
+        result = api.train(
+            data, output, {**{k: v for k, v in settings.items() if v is not None}, **more}, preset=preset, init=init,
+            resume=resume, device=device, threads=threads, grid=grid, force=force,
+            command=shlex.join(["vqcomp", *(arguments or [])]), report=display.line, watch=display.show,
+        )  # fmt: skip
+    finally:
+        display.end()
     if not quiet:
         click.echo(
             f"{output}: {result.size:,} bytes, {result.bits_per_token:.4f} bits/token (step {result.step})", err=True
@@ -428,7 +509,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     try:
-        return cli.main(arguments, prog_name="vqcomp", standalone_mode=False) or 0
+        return cli.main(arguments, prog_name="vqcomp", standalone_mode=False, obj=arguments) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -1,11 +1,11 @@
-"""The networks that `vqcomp train` makes."""
+"""The networks that `vqcomp train` makes, and how each is trained. The counts of weights are for commaVQ's tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from .model import default_copies, default_flags
 from .runtime.config import ModelConfig, Offset
 from .runtime.spec import TokenSpec
 
@@ -14,7 +14,8 @@ PAST = 8
 
 
 def small(spec: TokenSpec) -> ModelConfig:
-    """A FrameGPT of about 0.7 million weights (commaVQ), as the shipped one. Raises ModelError for grids too large."""
+    """A FrameGPT of about 0.7 million weights, as the shipped one. Raises ModelError for grids too large."""
+    from .model import default_copies, default_flags  # imports torch, for which --help does not wait
 
     def inside(offset: Offset) -> bool:
         return abs(offset[1]) < spec.height and abs(offset[2]) < spec.width
@@ -40,17 +41,35 @@ def small(spec: TokenSpec) -> ModelConfig:
 
 
 def nano(spec: TokenSpec) -> ModelConfig:
-    """A FrameGPT of about 0.2 million weights (commaVQ), as the shipped one."""
+    """A FrameGPT of about 0.2 million weights, as the shipped one."""
     return replace(small(spec), dim=64, spatial_heads=1, temporal_heads=1, hidden=256, rank=32)
 
 
 def mini(spec: TokenSpec) -> ModelConfig:
-    """A FrameGPT of about 0.3 million weights (commaVQ), as the shipped one."""
+    """A FrameGPT of about 0.3 million weights, as the shipped one."""
     return replace(small(spec), dim=80, blocks=4, spatial_heads=1, temporal_heads=1, hidden=256)
 
 
+def base(spec: TokenSpec) -> ModelConfig:
+    """A FrameGPT of about 9.4 million weights, for thousands of segments. Raises ModelError for grids too large."""
+    config = replace(
+        small(spec), dim=384, blocks=5, spatial_heads=3, temporal_heads=3, head_dim=64, hidden=1600, rank=96, window=16
+    )
+    config.check()
+    return config
+
+
+def large(spec: TokenSpec) -> ModelConfig:
+    """A FrameGPT of about 33 million weights, for all of commaVQ. Raises ModelError for grids too large."""
+    config = replace(
+        small(spec), dim=576, blocks=9, spatial_heads=4, temporal_heads=5, head_dim=64, hidden=2000, rank=128, window=16
+    )
+    config.check()
+    return config
+
+
 def world_model(spec: TokenSpec) -> ModelConfig:
-    """The same for 1X's metric: it sees all of a window of 16 frames. Raises ModelError for grids too large."""
+    """`small` for 1X's metric: it sees all of a window of 16 frames. Raises ModelError for grids too large."""
     return replace(small(spec), window=16)
 
 
@@ -58,17 +77,35 @@ def world_model(spec: TokenSpec) -> ModelConfig:
 class Preset:
     """What to train, and how."""
 
+    about: str
+    """What it is for."""
     network: Callable[[TokenSpec], ModelConfig]
-    settings: Mapping[str, int | float] = field(default_factory=dict)
-    """Fields of train.TrainConfig that differ from its defaults."""
-    every: int = 1
-    """Train on every so many frames, from each of the first ones on."""
-    drops_short: bool = False
-    """Whether segments that are shorter than a window are left out, or refused."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of TrainConfig that differ from its defaults."""
 
+
+_MANY = {
+    "frames": 32,
+    "held_out": 300,
+    "evaluate_every": 1000,
+    "patience": 20,
+    "learning_rate": 0.02,
+    "weight_decay": 0.1,
+    "warmup": 500,
+    "decay": 0.6,
+    "average": 0.999,
+    "dropout": 0.0,
+    "token_dropout": 0.0,
+    "code_dropout": 0.0,
+    "reverse": 0.0,
+    "mirror": 0.1,
+    "stride": 0.1,
+}
+"""Where data are plenty there is little to fear from learning them by heart. Never run at that scale: a first guess."""
 
 PRESETS = {
     "nano": Preset(
+        "0.2 M weights, the shipped commavq-nano",
         nano,
         {
             "steps": 1800,
@@ -83,6 +120,7 @@ PRESETS = {
         },
     ),
     "mini": Preset(
+        "0.3 M weights, the shipped commavq-mini",
         mini,
         {
             "steps": 2400,
@@ -94,7 +132,34 @@ PRESETS = {
             "dropout": 0.15,
         },
     ),
-    "small": Preset(small),
-    "1x": Preset(world_model, {"frames": 16, "held_out": 8}, every=15, drops_short=True),
+    "small": Preset("0.7 M weights, the shipped commavq-small", small),
+    "base": Preset(
+        "9.4 M weights, for thousands of segments; untested at scale",
+        base,
+        {**_MANY, "steps": 40_000, "batch": 16, "accumulate": 8, "muon_rate": 0.01},
+    ),
+    "large": Preset(
+        "33 M weights, for 100,000 segments; untested at scale",
+        large,
+        {**_MANY, "steps": 100_000, "batch": 16, "accumulate": 16, "muon_rate": 0.007},
+    ),
+    "1x": Preset(
+        "small for 1X's metric, on frames at 2 Hz",
+        world_model,
+        # The last four seconds of a clip are held out; with many clips, those of some whole clips.
+        {"frames": 16, "held_out": 8, "every": 15, "drops_short": True},
+    ),
 }
-"""1x: frames at 2 Hz, as in the metric of 1X's challenge; held-out frames are the last four seconds of each clip."""
+DEFAULT = "small"
+
+
+def preset_for(tokens: int) -> str:
+    """The preset whose network so many tokens of commaVQ pay for.
+
+    A megabyte of weights must earn 0.01 bits/token over 5,000 segments of 153,600 tokens. The bounds are guesses from
+    that and from what was seen on one segment.
+    """
+    for name, limit in (("nano", 3_000_000), ("mini", 15_000_000), ("small", 150_000_000), ("base", 3_000_000_000)):
+        if tokens < limit:
+            return name
+    return "large"

@@ -1,68 +1,44 @@
-"""Training a FrameGPT on segments of tokens: random windows in, the weights that predict held-out frames best out."""
+"""Training a FrameGPT on segments of tokens: random windows in, the weights that predict held-out frames best out.
+
+A step depends on (seed, step) and on the weights alone, so a training that goes on from a checkpoint ends, on the same
+machine with the same number of threads, in the same bits. Forward products stay in float32, in which they are exact.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .model import FrameGPT
 from .runtime.config import ModelConfig
+from .runtime.engine import Tensors
 from .runtime.errors import InputError, ModelError
+from .runtime.weights import write_model
+from .training.checkpoint import read_checkpoint, write_checkpoint
+from .training.config import TrainConfig
+from .training.data import Frames
+from .training.distributed import Group, connect, find_device
+from .training.feed import Feed
+from .training.interrupts import Interrupts
+from .training.optim import make_optimisers, rate_of_step
+from .training.record import Record, Row
+from .training.start import load_integers
 
+__all__ = ["TrainConfig", "TrainResult", "evaluate", "train"]
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. The defaults are for one segment: they learn fast, then stop before they overfit."""
-
-    steps: int = 1500
-    """Optimiser steps."""
-    batch: int = 1
-    """Windows in a step."""
-    frames: int = 16
-    """Frames in a window."""
-    held_out: int = 300
-    """Frames at the end of every segment that choose the weights and are not trained on; 0 trains on all of them."""
-    evaluate_every: int = 150
-    """Steps between evaluations on the held-out frames."""
-    learning_rate: float = 0.03
-    """Peak step size of AdamW, for everything that Muon does not train."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay of its two averages."""
-    weight_decay: float = 0.25
-    """Decoupled weight decay of all tensors but the biases."""
-    muon_rate: float = 0.01
-    """Peak step size of Muon for the matrices of the blocks, 0 to leave them to AdamW."""
-    warmup: int = 40
-    """Steps in which the step size rises from 0."""
-    decay: float = 0.9
-    """Last share of the steps, in which the step size falls to 0."""
-    average: float = 0.99
-    """Decay of the moving average of the weights; the average is what is evaluated and returned."""
-    clip: float = 1.0
-    """Largest norm of a gradient."""
-    dropout: float = 0.17
-    """Share of the residual updates that are dropped."""
-    token_dropout: float = 0.08
-    """Share of input tokens whose identity is hidden."""
-    code_dropout: float = 0.05
-    """Share of codes whose identity is hidden wherever they are in a window."""
-    reverse: float = 0.1
-    """Share of windows that run backwards."""
-    mirror: float = 0.2
-    """Share of windows that are flipped left to right, codes kept."""
-    stride: float = 0.25
-    """Share of windows that take every second frame."""
-    quantised: bool = True
-    """Train with the integer arithmetic that is shipped; False only to measure what it costs."""
-    seed: int = 0
-    """Seed of initial weights, windows and dropout."""
+EVALUATIONS = 10
+"""In a time budget."""
 
 
 @dataclass(frozen=True)
@@ -70,189 +46,347 @@ class TrainResult:
     """The trained network and how well it does."""
 
     model: FrameGPT
-    """In eval mode, with the best averaged weights."""
+    """In eval mode, on the CPU, with the best averaged weights."""
     bits_per_token: float
     """On the held-out frames given their true past, or in training if none were held out."""
     step: int
     """Step at which these weights were reached."""
+    rows: tuple[Row, ...]
+    """The state at each evaluation."""
+    feed: Feed
+    """What it was trained on."""
+    is_first: bool = True
+    """Whether this process, of several, is the one that writes files."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The state after a step, for a display."""
+
+    done: float
+    """Share of the training that is over."""
+    step: int
+    seconds: float
+    training_bits: float
+    tokens_per_second: float
+    zip_bytes: int
+    """As of the last evaluation, 0 before."""
 
 
 def train(
-    segments: Sequence[np.ndarray],
+    segments: Sequence[Frames],
     config: ModelConfig,
     settings: TrainConfig | None = None,
     *,
+    init: Tensors | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
     progress: Callable[[str], None] | None = None,
+    watch: Callable[[Moment], None] | None = None,
 ) -> TrainResult:
-    """Train on integer arrays (T, S, F) of at least `frames` frames besides the held-out ones.
+    """Train on segments, integers (T, S, F) in arrays or on disk, of at least `frames` frames besides held-out ones.
 
-    Raises InputError if segments do not fit the config, ModelError if training diverges.
+    init: the integer weights to start from, as of a .vqm with the same config. out: the .vqm that will be written; its
+    log (.csv) and its checkpoint (.ckpt), written at each evaluation and on an interrupt, come to lie beside it.
+    resume: go on from that checkpoint. device: auto, cpu, cuda or cuda:N; torchrun's processes train together.
+    progress gets a line for each evaluation, watch is told of every step.
+    Raises InputError if segments or the checkpoint do not fit, or memory runs out; ModelError if training diverges.
     """
     settings = settings or TrainConfig()
-    data = [_check(segment, config) for segment in segments]
-    kept = [x[: len(x) - settings.held_out] for x in data]
-    if not kept or min(len(x) for x in kept) < settings.frames:
-        raise InputError(
-            f"train: every segment needs {settings.frames} frames besides the {settings.held_out} held out; "
-            f"the shortest has {min((len(x) for x in data), default=0)} in all"
+    settings.check()
+    place = find_device(device)
+    with connect(place) as group, _explain_memory(settings):
+        if settings.accumulate % group.size:
+            raise InputError(
+                f"training: {group.size} processes cannot share {settings.accumulate} micro-batches evenly: "
+                f"set --accumulate to a multiple of {group.size}"
+            )
+        feed = Feed(segments, config, settings)
+        trainer = _Trainer(feed, config, settings, init, out, group, place, progress if group.is_first else None)
+        if resume:
+            trainer.resume()
+        with Interrupts() as interrupts:
+            return trainer.run(interrupts, watch if group.is_first else None)
+
+
+class _Trainer:
+    """The state of a training and what a step does to it."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        network: ModelConfig,
+        config: TrainConfig,
+        init: Tensors | None,
+        out: Path | None,
+        group: Group,
+        device: torch.device,
+        progress: Callable[[str], None] | None,
+    ) -> None:
+        self.feed, self.config, self.group = feed, config, group
+        self.progress = progress or (lambda line: None)
+        self.checkpoint = out.with_suffix(".ckpt") if out else None
+        self.log = out.with_suffix(".csv") if out else None
+        torch.manual_seed(config.seed)
+        model = FrameGPT(
+            network,
+            dropout=config.dropout,
+            token_dropout=config.token_dropout,
+            code_dropout=config.code_dropout,
+            quantised=config.quantised,
         )
-    torch.manual_seed(settings.seed)
-    model = FrameGPT(
-        config,
-        dropout=settings.dropout,
-        token_dropout=settings.token_dropout,
-        code_dropout=settings.code_dropout,
-        quantised=settings.quantised,
-    )
-    model.set_frequencies(
-        [
-            np.bincount(torch.cat([x[..., f].flatten() for x in kept]), minlength=size)
-            for f, size in enumerate(config.factors)
-        ]
-    )
-    average = copy.deepcopy(model).eval()
-    optimisers = _optimisers(model, settings)
-    generator = torch.Generator().manual_seed(settings.seed)
-    best, best_step, best_weights, recent = math.inf, 0, average.state_dict(), math.inf
-    began = time.monotonic()
-    for step in range(1, settings.steps + 1):
-        model.train()
-        rate = _rate(step, settings)
-        loss = model.loss(_windows(kept, config, settings, generator))
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            raise ModelError(f"training diverged at step {step}: loss {loss.item()}; lower the learning rate")
-        for optimiser, peak in optimisers:
+        if init:
+            load_integers(model, init)
+        else:
+            model.set_frequencies(feed.counts)
+        self.model = model.to(device)
+        self.average = copy.deepcopy(model).eval()
+        self.loss = torch.compile(model.loss) if config.compile else model.loss
+        self.parameters = list(model.parameters())
+        self.optimisers = make_optimisers(model, config)
+        self.device = device
+        # Tokens that the weights are paid for by.
+        self.served = (config.for_segments or feed.segments) * feed.segment_tokens
+        # What changes from step to step, all of it in checkpoints:
+        self.step, self.seconds, self.training_bits = 0, 0.0, math.inf
+        self.best, self.best_bits, self.best_step, self.stale = math.inf, math.inf, 0, 0
+        self.best_weights = copy.deepcopy(self.average.state_dict())
+        self.rows: list[Row] = []
+        self.saved_step: int | None = None
+
+    # ---- the loop
+
+    def run(self, interrupts: Interrupts, watch: Callable[[Moment], None] | None) -> TrainResult:
+        step_tokens = self.config.windows * self.config.frames * self.model.config.positions
+        record = Record(self.log, self.rows) if self.log and self.group.is_first else None
+        self._began = time.monotonic() - self.seconds
+        trained, since = 0.0, self.step  # seconds of steps alone, since the last evaluation
+        try:
+            while not self._is_over():
+                start = time.monotonic()
+                rate, stopping = self._step(interrupts.number)
+                trained += time.monotonic() - start
+                per_second = (self.step - since) * step_tokens / max(trained, 1e-9)
+                if self._is_due():
+                    row = self._evaluate(rate, per_second, self.step * step_tokens)
+                    if record:
+                        record.add(row)
+                    self._tell(row)
+                    trained, since = 0.0, self.step
+                    self._save()
+                if watch:
+                    size = self.rows[-1].zip_bytes if self.rows else 0
+                    watch(Moment(self._done(), self.step, self.seconds, self.training_bits, per_second, size))
+                if stopping:
+                    self._save()
+                    if self.checkpoint:
+                        self.progress(f"interrupted after step {self.step}: the same command with --resume goes on")
+                    interrupts.act()
+        finally:
+            if record:
+                record.close()
+        self.average.load_state_dict(self.best_weights)
+        return TrainResult(
+            self.average.cpu(), self.best_bits, self.best_step, tuple(self.rows), self.feed, self.group.is_first
+        )
+
+    def _step(self, signal: int) -> tuple[float, bool]:
+        """One optimiser step; the share of the peak step size, and whether a process has been asked to stop."""
+        config, step = self.config, self.step + 1
+        self.model.train()
+        share = config.accumulate // self.group.size
+        bits = 0.0
+        for i in range(share):
+            tokens, seed = self.feed.batch(step, self.group.rank * share + i)
+            torch.manual_seed(seed)
+            loss = self.loss(tokens.to(self.device, non_blocking=True))
+            (loss / share).backward()
+            bits += loss.item() / share
+        weight_bits = getattr(self.model, "weight_bits", None)
+        if config.for_segments and weight_bits:
+            (weight_bits() / self.served).backward()
+        # The clock is the first process's, so that all make the same step.
+        now = (time.monotonic() - self._began) * self.group.size * self.group.is_first
+        bits, stop, seconds = self.group.average_gradients(self.parameters, [bits, float(signal > 0), now])
+        self.seconds = seconds
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip).item()
+        if not (math.isfinite(bits) and math.isfinite(norm)):
+            raise ModelError(f"training diverged at step {step}: loss {bits}; lower the learning rate{self._kept()}")
+        rate = rate_of_step(step, self._left(step), config)
+        for optimiser, peak in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * peak
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        _follow(average, model, min(settings.average, (1 + step) / (10 + step)))
-        recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
-        if step % settings.evaluate_every == 0 or step == settings.steps:
-            bits = evaluate(average, data, settings.held_out) if settings.held_out else recent
-            if progress:
-                progress(
-                    f"step {step}/{settings.steps}  training {recent:.4f}  held out {bits:.4f} bits/token  "
-                    f"{time.monotonic() - began:.0f} s"
-                )
-            # Without held-out frames nothing can be chosen: the last weights are the trained ones.
-            if bits < best or not settings.held_out:
-                best, best_step, best_weights = bits, step, copy.deepcopy(average.state_dict())
-    average.load_state_dict(best_weights)
-    return TrainResult(average, best, best_step)
+        _follow(self.average, self.model, min(config.average, (1 + step) / (10 + step)))
+        self.training_bits = bits if step == 1 else 0.95 * self.training_bits + 0.05 * bits
+        self.step = step
+        return rate, stop > 0
+
+    def _left(self, step: int) -> float:
+        """Share of the training that is to come when `step` (from 1) begins."""
+        if self.config.time:
+            return 1 - self.seconds / self.config.time
+        return (self.config.steps + 1 - step) / self.config.steps
+
+    def _done(self) -> float:
+        return min(1.0, self.seconds / self.config.time if self.config.time else self.step / self.config.steps)
+
+    def _is_over(self) -> bool:
+        stale = self.config.patience and self.stale >= self.config.patience
+        return bool(stale) or (self.step > 0 and self._done() >= 1)
+
+    def _is_due(self) -> bool:
+        if self.config.time:
+            return self._done() >= min(1.0, (len(self.rows) + 1) / EVALUATIONS)
+        return self.step % self.config.evaluate_every == 0 or self.step == self.config.steps
+
+    # ---- evaluation
+
+    def _evaluate(self, rate: float, per_second: float, tokens: int) -> Row:
+        """Measure the averaged weights, and keep them if they are the best so far."""
+        held_out, mine = self.feed.held_out, self.feed.held_out[self.group.rank :: self.group.size]
+        frames = self.config.held_out
+        sums = [evaluate(self.average, mine, frames) * _frames(mine, frames), float(_frames(mine, frames))]
+        total, count = self.group.total(sums)
+        bits = total / count if held_out else math.nan
+        known = bits if held_out else self.training_bits
+        weights = len(write_model(*_export(self.average), 0))
+        size = round(known * self.served / 8) + weights
+        score = size if self.config.for_segments else known
+        # Without held-out frames nothing can be chosen: the last weights are the trained ones.
+        if score < self.best or not held_out:
+            self.best, self.best_bits, self.best_step, self.stale = score, known, self.step, 0
+            self.best_weights = copy.deepcopy(self.average.state_dict())
+        else:
+            self.stale += 1
+        row = Row(
+            self.step,
+            round(self.seconds, 1),
+            tokens,
+            rate,
+            self.training_bits,
+            bits,
+            round(per_second, 1),
+            weights,
+            size,
+        )
+        self.rows.append(row)
+        return row
+
+    def _tell(self, row: Row) -> None:
+        done = self._done()
+        left = self.seconds / done - self.seconds
+        self.progress(
+            f"step {row.step}{'' if self.config.time else f'/{self.config.steps}'}  training {row.training_bits:.4f}  "
+            + (f"held out {row.held_out_bits:.4f} bits/token  " if self.feed.held_out else "bits/token  ")
+            + f"zip {row.zip_bytes:,} bytes  {row.tokens_per_second:,.0f} tokens/s  {_clock(row.seconds)}"
+            + (f", {_clock(left)} to go" if done < 1 else "")
+        )
+
+    # ---- checkpoints
+
+    def _same(self) -> dict[str, dict[str, Any]]:
+        """What must not change between a checkpoint and its resumption."""
+        network = {k: _plain(v) for k, v in self.model.config.to_dict().items()}
+        return {"settings": self.config.to_dict(), "network": network, "data": dict(self.feed.fingerprint)}
+
+    def _save(self) -> None:
+        if not self.checkpoint or not self.group.is_first or self.saved_step == self.step:
+            return
+        write_checkpoint(
+            self.checkpoint,
+            {
+                **self._same(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "training_bits": self.training_bits,
+                "best": [self.best, self.best_bits, self.best_step, self.stale],
+                "best_weights": self.best_weights,
+                "rows": [list(row) for row in self.rows],
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
+            },
+        )
+        self.saved_step = self.step
+
+    def resume(self) -> None:
+        """Go on from the checkpoint. Raises InputError."""
+        if not self.checkpoint:
+            raise InputError("training: to resume takes the name of the model whose checkpoint there is")
+        state = read_checkpoint(self.checkpoint, self._same())
+        self.step, self.seconds, self.training_bits = state["step"], state["seconds"], state["training_bits"]
+        self.best, self.best_bits, self.best_step, self.stale = state["best"]
+        self.best_weights = state["best_weights"]
+        self.rows = [Row(*row) for row in state["rows"]]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for (optimiser, _), saved in zip(self.optimisers, state["optimisers"]):
+            optimiser.load_state_dict(saved)
+        self.saved_step = self.step
+        self.progress(f"going on after step {self.step}")
+
+    def _kept(self) -> str:
+        if not self.checkpoint or self.saved_step is None:
+            return ""
+        return f". {self.checkpoint} keeps the state after step {self.saved_step}"
 
 
 @torch.no_grad()
-def evaluate(model: FrameGPT, segments: Sequence[np.ndarray | Tensor], frames: int, chunk: int = 64) -> float:
+def evaluate(model: FrameGPT, segments: Sequence[Frames], frames: int, chunk: int = 64) -> float:
     """Bits/token of the last `frames` frames of every segment (T, S, F), each given all the past that is seen."""
     config = model.config
     reach = config.history + config.blocks * (config.window - 1)
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     total, count = 0.0, 0
     for segment in segments:
-        tokens = torch.as_tensor(np.asarray(segment), dtype=torch.int64)
-        for first in range(max(len(tokens) - frames, 0), len(tokens), chunk):
-            last = min(first + chunk, len(tokens))
+        for first in range(max(len(segment) - frames, 0), len(segment), chunk):
+            last = min(first + chunk, len(segment))
             start = max(first - reach, 0)
-            total += float(model.loss(tokens[None, start:last], skip=first - start)) * (last - first)
+            tokens = torch.from_numpy(np.array(segment[start:last], np.int64)).to(device)
+            total += float(model.loss(tokens[None], skip=first - start)) * (last - first)
             count += last - first
     model.train(training)
     return total / max(count, 1)
 
 
-def _check(segment: np.ndarray, config: ModelConfig) -> Tensor:
-    array = np.asarray(segment)
-    s, factors = config.positions, len(config.factors)
-    if array.ndim != 3 or array.shape[1:] != (s, factors) or array.dtype.kind not in "iu":
-        raise InputError(f"train: expected integers (frames, {s}, {factors}), found {array.dtype} {array.shape}")
-    if array.size and (array.min() < 0 or (array >= np.array(config.factors)).any()):
-        raise InputError(f"train: expected ids from 0 to below {config.factors}, found {array.min()} to {array.max()}")
-    return torch.from_numpy(array.astype(np.int64))
+def _frames(segments: Sequence[Frames], frames: int) -> int:
+    return sum(min(frames, len(segment)) for segment in segments)
 
 
-def _windows(data: Sequence[Tensor], config: ModelConfig, settings: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Random windows (batch, frames, S, F), segments drawn in proportion to their length."""
-
-    def chance(share: float) -> bool:
-        return bool(torch.rand((), generator=generator) < share)
-
-    lengths = torch.tensor([float(len(x)) for x in data])
-    windows = []
-    for _ in range(settings.batch):
-        tokens = data[int(torch.multinomial(lengths, 1, generator=generator))]
-        span = settings.frames
-        stride = 2 if len(tokens) >= 2 * span and chance(settings.stride) else 1
-        start = int(torch.randint(len(tokens) - stride * span + stride, (), generator=generator))
-        window = tokens[start : start + stride * span : stride]
-        if chance(settings.reverse):
-            window = window.flip(0)
-        if chance(settings.mirror):
-            window = window.view(span, config.height, config.width, -1).flip(2).reshape(window.shape)
-        windows.append(window)
-    return torch.stack(windows)
-
-
-def _rate(step: int, settings: TrainConfig) -> float:
-    """Share of the peak step size: up, level, down to 0."""
-    falling = max(1, round(settings.steps * settings.decay))
-    return min(1.0, step / max(1, settings.warmup), (settings.steps + 1 - step) / falling)
-
-
-def _optimisers(model: FrameGPT, settings: TrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Optimisers with their peak step sizes."""
-    named = dict(model.named_parameters())
-    biases = {name for name in named if "bias" in name}
-    matrices = {name for name in named if name.startswith("blocks.")} - biases if settings.muon_rate else set()
-    groups = [
-        {"params": [p for n, p in named.items() if n not in biases | matrices], "weight_decay": settings.weight_decay},
-        {"params": [p for n, p in named.items() if n in biases], "weight_decay": 0.0},
-    ]
-    rate = settings.learning_rate
-    adam = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, foreach=True)
-    optimisers: list[tuple[torch.optim.Optimizer, float]] = [(adam, rate)]
-    if matrices:
-        muon = Muon([named[n] for n in sorted(matrices)], settings.muon_rate, settings.weight_decay)
-        optimisers.append((muon, settings.muon_rate))
-    return optimisers
-
-
-class Muon(torch.optim.Optimizer):
-    """Steps along the momentum made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon), in float32.
-
-    torch.optim.Muon computes in bfloat16, which is thirty times slower on a CPU without instructions for it.
-    """
-
-    MOMENTUM = 0.95
-
-    def __init__(self, params: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - self.MOMENTUM)
-                update = _orthogonal(p.grad.lerp(momentum, self.MOMENTUM))
-                # An update as large as AdamW's (Liu et al. 2025, arXiv 2502.16982).
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(p.shape)))
-
-
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """About U V^T of the singular value decomposition, by five Newton-Schulz iterations."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.t() if tall else matrix
-    x = x / (x.norm() + 1e-12)
-    for _ in range(5):
-        square = x @ x.t()
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.t() if tall else x
+def _export(model: FrameGPT) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The integer network of a model on any device."""
+    on_host = next(model.parameters()).device.type == "cpu"
+    return (model if on_host else copy.deepcopy(model).cpu()).export()
 
 
 @torch.no_grad()
 def _follow(average: FrameGPT, model: FrameGPT, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _explain_memory(config: TrainConfig) -> Iterator[None]:
+    """Turn errors of memory, of which torch has its own for the CPU and for GPUs, into one that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        raise InputError(
+            f"training: out of memory with {config.batch} windows of {config.frames} frames at a time: use a smaller "
+            "--batch-size and, to see as many in a step, a larger --accumulate"
+        ) from error

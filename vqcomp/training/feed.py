@@ -1,0 +1,125 @@
+"""What a model is trained on and what its weights are chosen by: random windows, and held-out frames."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..runtime.config import ModelConfig
+from ..runtime.errors import InputError
+from .config import HELD_OUT_LIMIT, MANY_SEGMENTS, TrainConfig
+from .data import Frames, Subset
+
+BLOCK = 1 << 20
+"""Tokens in memory at a time where all are looked through."""
+
+
+class Feed:
+    """Draws the windows of each step, and knows which frames are held out.
+
+    A window is drawn from (seed, step, micro-batch) alone, so a training that was interrupted goes on with the same
+    ones, and so does another number of processes. Raises InputError if segments do not fit the network's config.
+    """
+
+    def __init__(self, segments: Sequence[Frames], network: ModelConfig, config: TrainConfig) -> None:
+        self.network, self.config = network, config
+        for segment in segments:
+            _check(segment, network)
+        last = config.held_out * config.every
+        least = (config.frames + config.held_out) * config.every
+        if config.drops_short:
+            segments = [s for s in segments if len(s) >= least]
+            if not segments:
+                raise InputError(f"train: expected a segment of {least} frames or more, found none")
+        whole = _choose(len(segments), config) if config.held_out else set()
+        held = [s for i, s in enumerate(segments) if i in whole or not whole] if config.held_out else []
+        self.held_out: list[Frames] = [
+            Subset(s, first, config.every) if config.every > 1 else s for s in held for first in range(config.every)
+        ]
+        """Each counts with its last `held_out` frames."""
+        self._segments = [s for i, s in enumerate(segments) if i not in whole]
+        self._lengths = [len(s) - (0 if whole else last) for s in self._segments]
+        if not self._segments or min(self._lengths) < config.frames * config.every:
+            raise InputError(
+                f"train: every segment needs {config.frames * config.every} frames besides the "
+                f"{0 if whole else last} held out; the shortest has {min((len(s) for s in segments), default=0)} in all"
+            )
+        self._ends = np.cumsum(self._lengths)
+        self.whole = len(whole)
+        """Segments that are held out as a whole."""
+        self.segments = len(segments)
+        self.frames = sum(len(s) for s in segments)
+        self.trained_frames = int(self._ends[-1])
+        self.counts = self._count(segments, whole)
+        """How often each id of a factor is in what is trained on: int64 (V_f,) for each."""
+
+    @property
+    def segment_tokens(self) -> float:
+        """Tokens of a segment, on average."""
+        return self.frames * self.network.positions / self.segments
+
+    @property
+    def fingerprint(self) -> dict[str, int]:
+        """Tells other data from these, as far as a checkpoint needs to."""
+        crc = zlib.crc32(b"".join(count.astype("<i8").tobytes() for count in self.counts))
+        return {"segments": self.segments, "frames": self.frames, "counts": crc}
+
+    def batch(self, step: int, micro: int) -> tuple[Tensor, int]:
+        """Micro-batch `micro` of a step: int64 windows (batch, frames, S, F), and the seed of all else it does."""
+        random = np.random.default_rng((self.config.seed, step, micro))
+        windows = [self._window(random) for _ in range(self.config.batch)]
+        return torch.from_numpy(np.stack(windows)), int(random.integers(1 << 62))
+
+    def _window(self, random: np.random.Generator) -> np.ndarray:
+        """int64 (frames, S, F); segments are drawn in proportion to their length."""
+        c = self.config
+        i = int(np.searchsorted(self._ends, random.integers(self._ends[-1]), side="right"))
+        length = self._lengths[i]
+        doubled = length >= 2 * c.frames * c.every and random.random() < c.stride
+        stride = 2 * c.every if doubled else c.every
+        start = int(random.integers(length - stride * (c.frames - 1)))
+        window = self._segments[i][start : start + stride * (c.frames - 1) + 1 : stride]
+        if random.random() < c.reverse:
+            window = window[::-1]
+        if random.random() < c.mirror:
+            grid = window.reshape(c.frames, self.network.height, self.network.width, -1)
+            window = grid[:, :, ::-1].reshape(window.shape)
+        return window.astype(np.int64)
+
+    def _count(self, segments: Sequence[Frames], whole: set[int]) -> list[np.ndarray]:
+        """Look through all values once: check their range, and count those that are trained on."""
+        factors = self.network.factors
+        counts = [np.zeros(size, np.int64) for size in factors]
+        step = max(1, BLOCK // self.network.positions)
+        lengths = iter(self._lengths)
+        for i, segment in enumerate(segments):
+            trained = 0 if i in whole else next(lengths)
+            for start in range(0, len(segment), step):
+                block = segment[start : start + step]
+                if block.min() < 0 or (block.max((0, 1)) >= factors).any():
+                    raise InputError(
+                        f"train: expected ids from 0 to below {factors}, found {block.min()} to {block.max()}"
+                    )
+                for f, size in enumerate(factors):
+                    known = block[: max(trained - start, 0), :, f].reshape(-1)
+                    counts[f] += np.bincount(known.astype(np.int64), minlength=size)
+        return counts
+
+
+def _check(segment: Frames, network: ModelConfig) -> None:
+    frame, s, factors = np.asarray(segment[:1]), network.positions, len(network.factors)
+    if frame.ndim != 3 or frame.shape[1:] != (s, factors) or frame.dtype.kind not in "iu":
+        shape = (len(segment), *frame.shape[1:])
+        raise InputError(f"train: expected integers (frames, {s}, {factors}), found {frame.dtype} {shape}")
+
+
+def _choose(segments: int, config: TrainConfig) -> set[int]:
+    """Which segments to hold out as a whole, evenly spread."""
+    if segments < MANY_SEGMENTS or not config.held_out_share:
+        return set()
+    count = min(HELD_OUT_LIMIT, max(1, round(segments * config.held_out_share)))
+    return {(2 * i + 1) * segments // (2 * count) for i in range(count)}

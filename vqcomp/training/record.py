@@ -1,0 +1,61 @@
+"""What a training says about itself while it runs: a CSV file always, TensorBoard where that is installed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..runtime.main import replacing
+
+
+class Row(NamedTuple):
+    """The state at one evaluation."""
+
+    step: int
+    seconds: float
+    """Of training so far, evaluations included."""
+    tokens: int
+    """Seen in training so far."""
+    rate: float
+    """Share of the peak step size."""
+    training_bits: float
+    """Bits/token in training, with dropout; averaged over some twenty steps."""
+    held_out_bits: float
+    """Bits/token on the held-out frames; NaN where none are held out."""
+    tokens_per_second: float
+    """Trained since the last evaluation."""
+    weights_bytes: int
+    """Size of the .vqm."""
+    zip_bytes: int
+    """Weights and coded tokens of the segments that the model is for; a zip's decoder comes on top."""
+
+
+class Record:
+    """The rows so far, in a CSV file and, if it can be imported, in TensorBoard."""
+
+    def __init__(self, path: Path, rows: Sequence[Row] = ()) -> None:
+        self.path, self.rows = path, list(rows)
+        self._writer: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            return
+        self._writer = SummaryWriter(str(path.with_suffix(".tensorboard")))
+
+    def add(self, row: Row) -> None:
+        """Append a row and replace the file. Raises InputError if it cannot be written."""
+        self.rows.append(row)
+        with replacing(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(Row._fields)
+            writer.writerows(self.rows)
+        if self._writer:
+            for name, value in zip(Row._fields[1:], row[1:]):
+                self._writer.add_scalar(name, value, row.step)
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
