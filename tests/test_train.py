@@ -3,21 +3,33 @@
 import csv
 import dataclasses
 import io
+import itertools
 import math
+import os
 import signal
+import socket
+import subprocess
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY, files_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from vqcomp.cli import run
 from vqcomp.model import FrameGPT, default_copies, default_flags
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.errors import InputError, ModelError
 from vqcomp.train import TrainConfig, evaluate, train
 from vqcomp.training.checkpoint import read_checkpoint
+from vqcomp.training.config import parse_settings
+from vqcomp.training.distributed import Group
+from vqcomp.training.feed import Feed
 
 CONFIG = ModelConfig(
     height=3,
@@ -182,6 +194,156 @@ def state_bytes(state):
 def test_to_resume_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"m\.ckpt: no such checkpoint"):
         train([drifting()], CONFIG, SHORT, out=tmp_path / "m.vqm", resume=True)
+
+
+def state_of(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_accumulated_micro_batches_make_the_step_of_a_large_batch():
+    settings = dataclasses.replace(SHORT, steps=3, batch=1, accumulate=2, token_dropout=0, code_dropout=0)
+    feed = Feed([drifting()], CONFIG, settings)
+    windows = [torch.cat([feed.batch(step, micro)[0] for micro in (0, 1)]) for step in (1, 2, 3)]
+    several = train([drifting()], CONFIG, settings)
+    together = dataclasses.replace(settings, batch=2, accumulate=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "batch", lambda self, step, micro: (windows[step - 1], 0))
+        at_once = train([drifting()], CONFIG, together)
+    for a, b in zip(several.model.parameters(), at_once.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_make_the_steps_of_one_that_accumulates(tmp_path):
+    np.save(tmp_path / "data.npy", drifting().reshape(-1, 3, 4))
+    fields = {"batch": 1, "accumulate": 2, "frames": 8, "dropout": 0.2, "held_out": 12, "evaluate_every": 2}
+    arguments = ["train", str(tmp_path / "data.npy"), "--preset", "nano", "--steps", "2", "-T", "1"]
+    arguments += [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
+    assert run([*arguments, "-q", "-o", str(tmp_path / "one.vqm")]) == 0
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "vqcomp", *arguments, "-o", str(tmp_path / "two.vqm")]
+    running = [
+        subprocess.Popen(
+            command, env={**common, "RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2"}, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "step 2/2" in said[0] and said[1] == ""  # the first of them speaks
+    one, two = (state_of(tmp_path / f"{name}.ckpt") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+    suffixes = ("vqm", "ckpt", "csv", "md")
+    assert files_in(tmp_path) == {"data.npy"} | {f"{name}.{s}" for name in ("one", "two") for s in suffixes}
+
+
+def test_micro_batches_that_processes_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr("vqcomp.train.connect", lambda device: nullcontext(Group(0, 2, device)))
+    with pytest.raises(InputError, match="2 processes cannot share 3 micro-batches evenly"):
+        train([drifting()], CONFIG, dataclasses.replace(SHORT, accumulate=3))
+
+
+def test_patience_ends_a_training_that_gains_nothing():
+    # A step size of next to nothing: the first evaluation is as good as all others.
+    settings = dataclasses.replace(SHORT, steps=40, evaluate_every=2, patience=3, learning_rate=1e-12, warmup=0)
+    result = train([drifting()], CONFIG, dataclasses.replace(settings, muon_rate=0, average=0))
+    assert result.rows[-1].step < 40
+    assert result.rows[-1].step >= 6
+
+
+def test_a_time_budget_ends_a_training_and_lowers_the_step_size_with_the_clock(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("vqcomp.train.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    result = train([drifting()], CONFIG, dataclasses.replace(SHORT, time=100.0, warmup=0, decay=0.5))
+    seconds = [row.seconds for row in result.rows]
+    assert seconds == sorted(seconds) and 100 <= seconds[-1] < 115
+    assert len(seconds) == 10
+    for row in result.rows:
+        assert row.rate == pytest.approx(max(0, min(1, (100 - row.seconds) / 50)))
+
+
+def test_a_training_starts_from_the_weights_of_a_model():
+    first = train([drifting()], CONFIG, SHORT)
+    settings = dataclasses.replace(SHORT, steps=1, learning_rate=1e-9, muon_rate=1e-9)
+    again = train([drifting()], CONFIG, settings, init=first.model.export()[1])
+    assert again.bits_per_token == pytest.approx(first.bits_per_token, abs=0.1)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_no_memory_is_an_error_that_says_what_to_do(monkeypatch, error):
+    def fail(self, tokens, skip=0):
+        raise error
+
+    monkeypatch.setattr(FrameGPT, "loss", fail)
+    with pytest.raises(InputError, match="out of memory with 2 windows of 8 frames at a time: use a smaller"):
+        train([drifting()], CONFIG, SHORT)
+
+
+def test_other_errors_of_torch_are_not_taken_for_memory(monkeypatch):
+    def fail(self, tokens, skip=0):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(FrameGPT, "loss", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        train([drifting()], CONFIG, SHORT)
+
+
+def test_divergence_keeps_the_last_good_checkpoint_and_says_so(tmp_path, monkeypatch):
+    settings = dataclasses.replace(SHORT, steps=6, evaluate_every=2)
+    loss = FrameGPT.loss
+
+    def diverge_later(self, tokens, skip=0):
+        diverge_later.calls += self.training
+        return loss(self, tokens, skip) * (math.nan if diverge_later.calls == 4 else 1)
+
+    diverge_later.calls = 0
+    monkeypatch.setattr(FrameGPT, "loss", diverge_later)
+    with pytest.raises(ModelError, match=r"diverged at step 4.*m\.ckpt keeps the state after step 2"):
+        train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm")
+    monkeypatch.undo()
+    resumed = train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", resume=True)
+    assert weights(resumed) == weights(train([drifting()], CONFIG, settings))
+
+
+def test_tensorboard_is_written_where_it_is_installed(tmp_path, monkeypatch):
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda *a: written.append(a), flush=lambda: None, close=lambda: None)
+    module = SimpleNamespace(SummaryWriter=lambda folder: writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    result = train([drifting()], CONFIG, dataclasses.replace(SHORT, steps=2), out=tmp_path / "m.vqm")
+    assert ("held_out_bits", result.bits_per_token, 2) in written
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"batch": 0}, "batch must be at least 1"), ({"dropout": 1.0}, "dropout must be from 0"), ({"clip": 0}, "clip")],
+)
+def test_settings_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        train([drifting()], CONFIG, dataclasses.replace(SHORT, **change))
+
+
+def test_settings_come_from_texts():
+    texts = {"steps": "7", "dropout": "0.5", "quantised": "false", "betas": "0.8,0.9", "batch": 2}
+    assert parse_settings(texts) == {
+        "steps": 7, "dropout": 0.5, "quantised": False, "betas": (0.8, 0.9), "batch": 2,
+    }  # fmt: skip
+    for name, text in (("nonsense", "1"), ("steps", "x"), ("quantised", "maybe"), ("betas", "1")):
+        with pytest.raises(InputError, match=name):
+            parse_settings({name: text})
+
+
+def test_a_device_that_is_not_here_is_refused():
+    with pytest.raises(InputError, match="numpy"):
+        train([drifting()], CONFIG, SHORT, device="numpy")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA GPU here"):
+            train([drifting()], CONFIG, SHORT, device="cuda")
 
 
 def test_windows_may_run_backwards_be_mirrored_and_skip_frames():

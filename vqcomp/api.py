@@ -23,7 +23,7 @@ from .container import read_pieces
 from .reading import Archive
 from .runtime import archive as format
 from .runtime.codec import Codec, make_codec
-from .runtime.errors import DamageError, DependencyError, InputError
+from .runtime.errors import DamageError, DependencyError, InputError, ModelError
 from .runtime.main import Progress, Reporter, replacing, report_loss, restore
 from .runtime.spec import TokenSpec
 from .sources import Data, File, Found, find_segments, label, places
@@ -101,6 +101,7 @@ def compress(
     out: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] = "auto",
+    train: float | None = None,
     adapt: bool = True,
     device: str = "auto",
     batch_size: int | None = None,
@@ -120,6 +121,7 @@ def compress(
     (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what cannot be used.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
+    train: with "auto", seconds in which a network is trained on these very data; it is one more to choose from.
     adapt: whether to learn while coding on top of a model, too; smaller, but slower than the model alone.
     batch_size segments are in memory at a time. jobs: processes that code groups side by side while learning; more than
     one need `if __name__ == "__main__":` in scripts. `report` gets lines about choices made.
@@ -131,6 +133,8 @@ def compress(
     progress, report = progress or Progress(quiet=True), report or (lambda line: None)
     if batch < 1:
         raise InputError(f"batch size: expected at least 1, found {batch}")
+    if train is not None and os.fspath(model) != "auto":
+        raise InputError(f"training here is for --model auto, which then chooses; found {os.fspath(model)!r}")
     _check_output(out, force)
     models = choice.find_models(model)
     found = find_segments(data, grid, skip_bad=skip_bad)
@@ -145,15 +149,7 @@ def compress(
         for problem in found.skipped:
             report(f"skipped: {problem}")
         if os.fspath(model) == "auto":
-            chosen, estimates = choice.choose(
-                models, by_spec, adapt=adapt, device=device, threads=threads, progress=progress
-            )
-            for line in _table(estimates):
-                report(line)
-            for name in sorted({m.name for m in models if m.spec in by_spec} - {e.model for e in estimates}):
-                report(f"{name} was not weighed: its weights alone take more than the raw tokens")
-            if models and not any(m.spec in by_spec for m in models):
-                report("no shipped model fits these tokens")
+            chosen = _choose(models, by_spec, train, out.parent, adapt, device, threads, progress, report)
         else:
             chosen = models[0] if models else None
             if chosen:
@@ -342,6 +338,80 @@ def train(
         segments, spec, out, settings or {}, preset=preset, init=fit.Start(starts[0].name, starts[0].data) if starts
         else None, resume=resume, device=device, command=command, report=report, watch=watch,
     )  # fmt: skip
+
+
+def _choose(
+    models: Sequence[choice.Model],
+    by_spec: Mapping[TokenSpec, Sequence[Segment]],
+    train: float | None,
+    folder: Path,
+    adapt: bool,
+    device: str,
+    threads: int | None,
+    progress: Reporter,
+    report: Callable[[str], None],
+) -> choice.Model | None:
+    """The model for "auto", or None for no network.
+
+    One that was trained on the data for `train` seconds is weighed, too. It starts from the shipped model with the
+    smallest estimate, unless the data pay for a much larger network.
+    """
+    weigh = partial(choice.choose, segments=by_spec, adapt=adapt, device=device, threads=threads, progress=progress)
+    chosen, estimates = weigh(models)
+    weighed = list(models)
+    if train is not None:
+        tokens = {spec: sum(s.tokens for s in segments) for spec, segments in by_spec.items()}
+        spec = chosen.spec if chosen else max(tokens, key=lambda spec: tokens[spec])
+        totals = {e.model: e.total for e in estimates}
+        fitting = [m for m in models if m.spec == spec and m.name in totals]
+        start = min(fitting, key=lambda m: totals[m.name], default=None)
+        own = _train_own(by_spec[spec], spec, train, start, folder, device, threads, progress, report)
+        mine, more = weigh(own)
+        estimates += [e for e in more if e.model not in totals]
+        weighed += own
+        if mine and (not chosen or more[-1].total < totals[chosen.name]):
+            chosen = mine
+    for line in _table(estimates):
+        report(line)
+    for name in sorted({m.name for m in weighed if m.spec in by_spec} - {e.model for e in estimates}):
+        report(f"{name} was not weighed: its weights alone take more than the raw tokens")
+    if models and not any(m.spec in by_spec for m in models):
+        report("no shipped model fits these tokens")
+    return chosen
+
+
+def _train_own(
+    segments: Sequence[Segment],
+    spec: TokenSpec,
+    seconds: float,
+    start: choice.Model | None,
+    folder: Path,
+    device: str,
+    threads: int | None,
+    progress: Reporter,
+    report: Callable[[str], None],
+) -> list[choice.Model]:
+    """A network that was trained on the data; none if that fails, which is no reason not to compress them."""
+    fit = _training(threads)
+    tokens, done = sum(s.tokens for s in segments), 0
+
+    def watch(moment: Moment) -> None:
+        nonlocal done
+        progress.advance(0, int(moment.done * tokens) - done)
+        done = int(moment.done * tokens)
+
+    progress.begin("training", len(segments), tokens)
+    try:
+        data = fit.fit_to(
+            segments, spec, seconds, start and fit.Start(start.name, start.data), folder,
+            device="cpu" if device == "numpy" else device, report=report, watch=watch,
+        )  # fmt: skip
+    except (InputError, ModelError) as error:
+        report(f"no network was trained on the data: {error}")
+        return []
+    finally:
+        progress.end()
+    return [choice.Model("trained on the data", data, spec)]
 
 
 def _training(threads: int | None) -> ModuleType:

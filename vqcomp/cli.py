@@ -152,6 +152,15 @@ def _parse_grid(context: click.Context, parameter: click.Parameter, value: str |
     return int(match[1]), int(match[2])
 
 
+def _parse_time(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value)
+    if not match or not float(match[1]):
+        raise click.BadParameter(f"expected a time such as 90s, 20m or 2h, found {value!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXAMPLES)
 @click.version_option(__version__, prog_name="vqcomp", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -167,6 +176,10 @@ def cli() -> None:
     "coding), or auto (whatever makes the zip smallest).",
 )  # fmt: skip
 @click.option(
+    "--train", callback=_parse_time, metavar="TIME",
+    help="With --model auto: train a network on DATA for so long (90s, 20m, 2h), as one more to choose from.",
+)  # fmt: skip
+@click.option(
     "--adapt/--no-adapt", default=True, show_default=True,
     help="Learn while coding on top of a model, too: smaller, but slower than the model alone.",
 )  # fmt: skip
@@ -174,9 +187,9 @@ def cli() -> None:
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
 @options("device", "batch_size", "threads", "jobs", "grid", "force", "json", "quiet", "verbose")
 def compress(
-    data: tuple[str, ...], out: str, model: str, adapt: bool, no_verify: bool, skip_bad: bool, device: str,
-    batch_size: int, threads: int | None, jobs: int, grid: Grid | None, force: bool, as_json: bool, quiet: bool,
-    verbose: bool,
+    data: tuple[str, ...], out: str, model: str, train: float | None, adapt: bool, no_verify: bool, skip_bad: bool,
+    device: str, batch_size: int, threads: int | None, jobs: int, grid: Grid | None, force: bool, as_json: bool,
+    quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress DATA into the zip OUT.
 
@@ -193,8 +206,8 @@ def compress(
             click.echo(line, err=True)
 
     summary = api.compress(
-        data, out, model=model, adapt=adapt, device=device, batch_size=batch_size, threads=threads, jobs=jobs,
-        grid=grid, force=force, verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
+        data, out, model=model, train=train, adapt=adapt, device=device, batch_size=batch_size, threads=threads,
+        jobs=jobs, grid=grid, force=force, verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
     )  # fmt: skip
     if left_out and not quiet and not verbose:
         click.echo(f"note: {len(left_out)} files that are no .npy files were left out (-v names them)", err=True)
@@ -390,15 +403,6 @@ def sample_data(folder: str, segments: int, frames: int, seed: int, layout: str,
         write_synthetic(Path(folder), segments * frames, segments, seed, force=force)
     if not quiet:
         click.echo(f"wrote {_count(segments, 'synthetic segment')} into {folder}", err=True)
-
-
-def _parse_time(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value)
-    if not match or not float(match[1]):
-        raise click.BadParameter(f"expected a time such as 90s, 20m or 2h, found {value!r}")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _parse_settings(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

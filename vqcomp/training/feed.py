@@ -14,7 +14,7 @@ from ..runtime.errors import InputError
 from .config import HELD_OUT_LIMIT, MANY_SEGMENTS, TrainConfig
 from .data import Frames, Subset
 
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 """Tokens in memory at a time where all are looked through."""
 
 

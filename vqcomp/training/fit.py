@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..presets import DEFAULT, PRESETS
+from ..presets import DEFAULT, PRESETS, preset_for
 from ..runtime.config import ModelConfig
 from ..runtime.engine import Engine
 from ..runtime.errors import InputError
@@ -15,12 +16,22 @@ from ..runtime.exact import make_ops
 from ..runtime.gpt import self_test
 from ..runtime.main import replacing
 from ..runtime.spec import TokenSpec
-from ..runtime.weights import read_model, write_model
+from ..runtime.weights import read_config, read_model, write_model
 from ..tokens import Segment
 from ..train import Moment, TrainConfig, train
 from .card import describe
 from .config import parse_settings
 from .data import stored
+
+BY_HEART = {
+    "held_out": 0,
+    "drops_short": True,
+    **dict.fromkeys(("dropout", "token_dropout", "code_dropout", "reverse", "mirror", "stride"), 0.0),
+}
+"""Settings for a network that shall code its own training data: what it knows by heart need not be coded, and what it
+knows is paid for by its weights."""
+FINE_TUNING = 0.3
+"""Share of a preset's step sizes for a network that has been trained before."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,7 @@ def fit(
     if init:
         network, tensors, _ = read_model(init.data)
         _require_fit(init.name, network, spec, preset)
-        same = (name for name, p in PRESETS.items() if p.network(spec) == network)
-        preset = preset or next(same, DEFAULT)
+        preset = preset or _preset_of(network)
     chosen = PRESETS[preset or DEFAULT]
     config = TrainConfig(**{**chosen.settings, **parse_settings(settings)})
     with stored(segments, spec, out.parent) as frames:
@@ -83,6 +93,47 @@ def fit(
             with replacing(out) as temporary:
                 temporary.write_bytes(data)
     return Trained(len(data), result.bits_per_token, result.step)
+
+
+def fit_to(
+    segments: Sequence[Segment],
+    spec: TokenSpec,
+    seconds: float,
+    start: Start | None,
+    folder: Path,
+    *,
+    device: str = "auto",
+    report: Callable[[str], None] | None = None,
+    watch: Callable[[Moment], None] | None = None,
+) -> bytes:
+    """The .vqm of a network that was trained for `seconds` on all of these segments, to code these alone.
+
+    Its size goes by the number of tokens; it starts from `start` unless that has less than half as many weights.
+    Temporary files are in `folder`. Raises InputError, ModelError.
+    """
+    tokens = sum(s.tokens for s in segments)
+    preset = preset_for(tokens)
+    wanted = PRESETS[preset].network(spec).parameters()
+    if start and 2 * read_config(start.data)[0].parameters() < wanted:
+        start = None
+    if report:
+        report(f"training for {seconds:,.0f} s: {f'starting from {start.name}' if start else f'a new {preset}'}")
+    settings = {"time": seconds, "for_segments": float(len(segments)), **BY_HEART}
+    if start:
+        usual = TrainConfig(**PRESETS[_preset_of(read_config(start.data)[0])].settings)
+        settings |= {name: FINE_TUNING * getattr(usual, name) for name in ("learning_rate", "muon_rate")}
+    with tempfile.TemporaryDirectory(prefix=".vqcomp-", dir=folder) as place:
+        out = Path(place) / "trained.vqm"
+        fit(
+            segments, spec, out, settings, preset=None if start else preset, init=start, device=device, report=report,
+            watch=watch,
+        )  # fmt: skip
+        return out.read_bytes()
+
+
+def _preset_of(network: ModelConfig) -> str:
+    """The preset with this network, or the default."""
+    return next((name for name, p in PRESETS.items() if p.network(network.spec) == network), DEFAULT)
 
 
 def _require_fit(name: str, network: ModelConfig, spec: TokenSpec, preset: str | None) -> None:
