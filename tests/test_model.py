@@ -8,8 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vqcomp.model import LOGIT, FrameGPT, default_copies, default_flags, multiplier, quantise
+from vqcomp.model import LOGIT, FrameGPT, default_copies, default_flags, product
+from vqcomp.quantise import LearnedStep, multiplier, quantise
 from vqcomp.runtime.config import WEIGHT_MAX, ModelConfig
+from vqcomp.runtime.weights import read_config, write_model
 
 
 def make_config(**changes):
@@ -203,3 +205,96 @@ def test_codes_times_multipliers_are_within_half_a_step_of_the_weights(unit):
     assert torch.equal(codes, codes.round()) and codes.abs().max() <= WEIGHT_MAX
     assert torch.equal(m[:, 0], multiplier(scales))
     assert ((codes * m - weight * unit).abs() <= 0.51 * m).all()
+
+
+@each_config
+def test_nothing_leaves_the_device_of_the_parameters(config):
+    """On the meta device, which computes shapes alone, a tensor of another device or a number read back is an error."""
+    with torch.device("meta"):
+        model = FrameGPT(config, dropout=0.1, token_dropout=0.1, code_dropout=0.1, learned_steps=True).train()
+    tokens = make_tokens(config).to("meta")
+    assert all(x.is_meta for x in model(tokens))
+    (model.loss(tokens, skip=1) + model.weight_bits()).backward()
+    assert all(parameter.grad.is_meta for parameter in model.parameters())
+
+
+def test_integers_within_eight_bits_are_exact_in_bfloat16():
+    codes = torch.arange(-256, 257)
+    assert torch.equal(codes.to(torch.bfloat16).to(torch.int64), codes)
+    assert product(torch.ones(2, 3, 4, device="meta"), torch.ones(2, 4, 5, device="meta"), True).dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@each_config
+def test_a_gpu_computes_the_same_logits(config):
+    model, tokens = make_model(config), make_tokens(config)
+    with torch.no_grad():
+        expected = model(tokens)
+        for a, b in zip(model.cuda()(tokens.cuda()), expected, strict=True):
+            assert torch.equal(a.cpu(), b)
+
+
+@each_config
+@pytest.mark.parametrize("learned", [False, True])
+def test_weight_bits_are_the_size_that_the_weights_are_coded_in(config, learned):
+    model = make_model(config, learned_steps=learned)
+    _, tensors = model.export()
+    data = write_model(config, tensors, 0)
+    coded = 8 * (len(data) - read_config(data)[2] - 4)
+    assert model.weight_bits().item() == pytest.approx(coded, rel=0.05)
+
+
+def test_a_step_twice_as_long_saves_a_bit_of_each_weight():
+    config = make_config(dim=64, hidden=256, rank=32)
+    model = make_model(config, learned_steps=True)
+    model.weight_bits().backward()
+    for name in ("blocks.0.up", "blocks.1.down"):
+        gradient = model.get_parameter(f"steps.{name}").grad.sum().item()
+        assert gradient == pytest.approx(model.get_parameter(name).numel(), rel=0.1), name
+
+
+def test_weight_bits_push_weights_to_smaller_codes():
+    model = make_model(make_config(dim=64, hidden=256), learned_steps=True)
+    before = model.weight_bits()
+    before.backward()
+    with torch.no_grad():
+        for name in ("embed.0", "blocks.0.up", "blocks.1.down"):
+            weight = model.get_parameter(name)
+            weight.sub_(weight.grad * weight.norm() / weight.grad.norm() * 0.3)
+        assert model.weight_bits() < before - 100
+
+
+def test_learned_steps_begin_as_the_fixed_ones_and_change_nothing_but_the_codes():
+    config, tokens = make_config(), make_tokens(make_config())
+    fixed, learned = make_model(config), FrameGPT(config, learned_steps=True).eval()
+    learned.load_state_dict(fixed.state_dict(), strict=False)
+    assert torch.equal(fixed.loss(tokens), learned.loss(tokens))
+    with torch.no_grad():
+        learned.get_parameter("steps.blocks.0.up").add_(3.0)
+        _, finer = learned.export()
+    _, tensors = fixed.export()
+    changed = [name for name, (codes, _) in tensors.items() if not np.array_equal(codes, finer[name][0])]
+    assert changed == ["blocks.0.up"]
+
+
+def test_the_gradient_of_a_step_is_that_of_what_the_codes_stand_for():
+    torch.manual_seed(0)
+    weight, slope = torch.randn(3, 40), torch.randn(3, 40)
+    fineness = torch.full((3, 1), 2.0, requires_grad=True)
+    codes, m, _ = quantise(weight, 1.0, 3, fineness)
+    (LearnedStep.apply(weight, fineness, codes * m) * slope).sum().backward()
+    # With the codes' fractions held, a weight is (w / step + fraction) * step: only the fraction moves with the step.
+    fraction = (codes - weight / m).detach()
+    assert torch.allclose(fineness.grad, -math.log(2) * (slope * fraction * m).sum(1, keepdim=True), rtol=1e-4)
+
+
+def test_rows_may_vanish():
+    config, tokens = make_config(), make_tokens(make_config())
+    model = make_model(config, learned_steps=True)
+    with torch.no_grad():
+        model.get_parameter("steps.blocks.0.up")[3] = -4.0
+        codes, _ = model.export()[1]["blocks.0.up"]
+        assert not codes[3].any() and codes[2].any() and codes[4].any()
+        assert model.loss(tokens).isfinite()
+    model.loss(tokens).backward()
+    assert model.get_parameter("blocks.0.up").grad[3].isfinite().all()

@@ -19,13 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .runtime.config import ACTIVATION_MAX, WEIGHT_MAX, ModelConfig, Offset
+from .quantise import FINENESS, FINENESS_TABLES, SMALLEST, LearnedStep, adaptive_bits, code_bits, occurrences, quantise
+from .runtime.config import ACTIVATION_MAX, ModelConfig, Offset
 from .runtime.errors import ModelError
 
-STEPS_PER_STD = 4.0
-"""A row's standard deviation in steps of its codes: about 4 bits of entropy per weight."""
-FINE_STEPS_PER_STD = 12.0
-"""The same for the embedding, which was measured to bear all of the loss (0.01 bits/token at 4), and for the biases."""
 NORM_MEAN = 25
 """Mean absolute code after `norm`; in the unit of 1/32 that is the 0.8 of a standard normal variable."""
 HIDDEN_MAX = math.sqrt(ACTIVATION_MAX)
@@ -37,8 +34,10 @@ ATTENTION_RANGE = 1 << 15
 LOGIT = math.log(2) / 64
 """Nats per unit of a logit, which is 1/64 bit."""
 MASKED = -1e9
-
-_MANTISSA = torch.tensor([1.0, 2**0.25, 2**0.5, 2**0.75], dtype=torch.float32)
+ATTENTION_CHUNK = 1 << 18
+"""Elements of scores that are worked on at once on a CPU, so that they stay in its cache; more on a GPU."""
+OUTPUT_CHUNK = 512
+"""The same for rows of logits."""
 
 # Master weights are in units in which one step size, about 0.03 for AdamW, suits all of them; a row of codes has the
 # multiplier m = unit * step. Where the units of the activations come from: norm outputs, q, k, v, attention outputs,
@@ -73,28 +72,28 @@ def default_copies(past: int) -> tuple[Offset, ...]:
 _NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 
 
-def quantise(
-    weight: Tensor, unit: Tensor | float, scales: int, steps_per_std: float = STEPS_PER_STD
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Float weights (rows, cols) -> codes (rows, cols), multipliers (scales, 1), scale codes (scales,).
+_MIXED = tuple(int(x) for x in torch.__version__.split(".")[:2]) >= (2, 8)
+"""Whether torch multiplies bfloat16 into float32."""
 
-    All are float32 tensors of exact values. `scales` is the number of rows, or 1 for one scale for the whole tensor.
-    The scale is the quarter power of two nearest to std / steps_per_std, and large enough that no code is clipped.
+
+def product(a: Tensor, b: Tensor, integers: bool) -> Tensor:
+    """a (..., n, k) @ b (..., k, m), batched alike. Integers within 8 bits are multiplied in bfloat16 on a GPU.
+
+    Both operands are then exact in bfloat16 and the sums, below 2^24, in the float32 that they are added in, so the
+    result is that of the float32 product. Gradients are rounded to bfloat16 on the way there.
     """
-    rows = weight.detach() * unit
-    grouped = rows.reshape(scales, -1)
-    wanted = torch.log2((grouped.square().mean(1).sqrt() / steps_per_std).clamp_min(2.0**-31)).mul(4).round()
-    needed = torch.log2((grouped.abs().amax(1) / (WEIGHT_MAX + 0.4)).clamp_min(2.0**-31)).mul(4).ceil()
-    exponents = torch.maximum(wanted, needed).clamp_(-128, 127)
-    multipliers = multiplier(exponents)[:, None]
-    codes = (grouped / multipliers).round_().clamp_(-WEIGHT_MAX, WEIGHT_MAX).reshape(weight.shape)
-    return codes, multipliers, exponents
+    if integers and _MIXED and a.device.type in ("cuda", "meta"):
+        x, y = a.to(torch.bfloat16), b.to(torch.bfloat16)
+        if a.dim() == 2:
+            return torch.mm(x, y, out_dtype=torch.float32)
+        batch = a.shape[:-2]
+        return torch.bmm(x.flatten(0, -3), y.flatten(0, -3), out_dtype=torch.float32).unflatten(0, batch)
+    return torch.matmul(a, b)
 
 
-def multiplier(scale_codes: Tensor) -> Tensor:
-    """MANTISSA[c mod 4] * 2^(c div 4): the float32 that a scale code stands for."""
-    c = scale_codes.to(torch.int64)
-    return torch.ldexp(_MANTISSA[torch.remainder(c, 4)], torch.div(c, 4, rounding_mode="floor"))
+def _kind(name: str) -> str:
+    """A tensor's name without the numbers: tensors of one kind share a table when they are coded."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
 
 
 class _Codes(torch.autograd.Function):
@@ -114,14 +113,14 @@ class _Linear(torch.autograd.Function):
     """clip(round((x @ codes.T) * m), bound), with x (..., K) integers and codes (rows, K)."""
 
     @staticmethod
-    def forward(ctx, x, weight, codes, m, unit, bound, rounded):
+    def forward(ctx, x, weight, codes, m, unit, bound, rounded, integers):
         flat = x.flatten(0, -2)
-        y = torch.mm(flat, codes.t()).mul_(m)
+        y = product(flat, codes.t(), integers).mul_(m)
         if rounded:
             y.round_()
         if bound is not None:
             y.clamp_(-bound, bound)
-        ctx.unit, ctx.bound = unit, bound
+        ctx.unit, ctx.bound, ctx.integers = unit, bound, integers
         ctx.shape = x.shape
         ctx.save_for_backward(flat, codes, m, y if bound is not None else None)
         return y.view(*x.shape[:-1], -1)
@@ -132,9 +131,9 @@ class _Linear(torch.autograd.Function):
         grad = grad.reshape(-1, grad.shape[-1])
         if y is not None:
             grad = grad * (y.abs() < ctx.bound)
-        grad_weight = torch.mm(grad.t(), x).mul_(ctx.unit)
-        grad_x = torch.mm(grad * m, codes).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_weight, None, None, None, None, None
+        grad_weight = product(grad.t(), x, ctx.integers).mul_(ctx.unit)
+        grad_x = product(grad * m, codes, ctx.integers).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_weight, None, None, None, None, None, None
 
 
 class _Scaled(torch.autograd.Function):
@@ -193,6 +192,22 @@ class _ReluSquared(torch.autograd.Function):
         return grad * u.mul(2) * (u < HIDDEN_MAX), None
 
 
+def _attention_weights(q, k, bias, rounded):
+    u = product(q, k.transpose(-1, -2), rounded)
+    u.add_(bias)
+    u.sub_(u.amax(-1, keepdim=True)).add_(ATTENTION_RANGE).clamp_min_(0.0).mul_(1.0 / ATTENTION_RANGE)
+    p = u * u
+    p.mul_(p)
+    p.mul_(p).mul_(ACTIVATION_MAX)
+    return u, p.round_() if rounded else p
+
+
+def _attention_chunks(q, k):
+    elements = ATTENTION_CHUNK if q.device.type == "cpu" else 256 * ATTENTION_CHUNK
+    size = max(1, elements // (q.shape[1] * q.shape[2] * k.shape[2]))
+    return [slice(i, i + size) for i in range(0, q.shape[0], size)]
+
+
 class _Attention(torch.autograd.Function):
     """round(sum_k p_k v_k / sum_k p_k), p = round(127 u^8), u = max(1 - (rowmax - score) / 2^15, 0).
 
@@ -200,29 +215,12 @@ class _Attention(torch.autograd.Function):
     chunks of G that fit the cache and computes p again for the gradient.
     """
 
-    ELEMENTS = 1 << 18
-
-    @staticmethod
-    def weights(q, k, bias, rounded):
-        u = torch.matmul(q, k.transpose(-1, -2))
-        u.add_(bias)
-        u.sub_(u.amax(-1, keepdim=True)).add_(ATTENTION_RANGE).clamp_min_(0.0).mul_(1.0 / ATTENTION_RANGE)
-        p = u * u
-        p.mul_(p)
-        p.mul_(p).mul_(ACTIVATION_MAX)
-        return u, p.round_() if rounded else p
-
-    @staticmethod
-    def chunks(q, k):
-        size = max(1, _Attention.ELEMENTS // (q.shape[1] * q.shape[2] * k.shape[2]))
-        return [slice(i, i + size) for i in range(0, q.shape[0], size)]
-
     @staticmethod
     def forward(ctx, q, k, v, bias, rounded):
         o = torch.empty_like(q)
-        for part in _Attention.chunks(q, k):
-            _, p = _Attention.weights(q[part], k[part], bias, rounded)
-            torch.mul(torch.matmul(p, v[part]), 1.0 / p.sum(-1, keepdim=True), out=o[part])
+        for part in _attention_chunks(q, k):
+            _, p = _attention_weights(q[part], k[part], bias, rounded)
+            torch.mul(product(p, v[part], rounded), 1.0 / p.sum(-1, keepdim=True), out=o[part])
         if rounded:
             o.round_()
         ctx.rounded = rounded
@@ -234,18 +232,18 @@ class _Attention(torch.autograd.Function):
         q, k, v, bias, o = ctx.saved_tensors
         grad_q, grad_k, grad_v, grad_bias = (torch.empty_like(x) for x in (q, k, v, bias))
         grad_bias.zero_()
-        for part in _Attention.chunks(q, k):
-            u, p = _Attention.weights(q[part], k[part], bias, ctx.rounded)
+        for part in _attention_chunks(q, k):
+            u, p = _attention_weights(q[part], k[part], bias, ctx.rounded)
             share = grad[part] / p.sum(-1, keepdim=True)
-            torch.matmul(p.transpose(-1, -2), share, out=grad_v[part])
-            grad_u = torch.matmul(share, v[part].transpose(-1, -2))
+            grad_v[part] = product(p.transpose(-1, -2), share, ctx.rounded)
+            grad_u = product(share, v[part].transpose(-1, -2), ctx.rounded)
             grad_u.sub_((share * o[part]).sum(-1, keepdim=True))
             square = u * u
             grad_u.mul_(u).mul_(square).mul_(square.mul_(square)).mul_(8.0 * ACTIVATION_MAX / ATTENTION_RANGE)
             top = u.floor_()  # 1 at the row's maximum, which every distance is taken from
             grad_u.sub_(top.mul_(grad_u.sum(-1, keepdim=True) / top.sum(-1, keepdim=True)))
-            torch.matmul(grad_u, k[part], out=grad_q[part])
-            torch.matmul(grad_u.transpose(-1, -2), q[part], out=grad_k[part])
+            grad_q[part] = product(grad_u, k[part], ctx.rounded)
+            grad_k[part] = product(grad_u.transpose(-1, -2), q[part], ctx.rounded)
             grad_bias.add_(grad_u.sum(0))
         return grad_q, grad_k, grad_v, grad_bias, None
 
@@ -257,38 +255,37 @@ class _OutputLoss(torch.autograd.Function):
     Logits are not rounded here, which is worth less than 1e-4 bits.
     """
 
-    ROWS = 512
-
     @staticmethod
-    def forward(ctx, z, gates, embedding, multiplier, bias, copies, target):
-        scale = float(multiplier) * LOGIT
-        matrix, offset = embedding * scale, bias * LOGIT
+    def forward(ctx, z, gates, embedding, multiplier, bias, copies, target, integers):
+        scale, offset = multiplier * LOGIT, bias * LOGIT  # (1, 1) and (V,)
         grad_z, grad_gates = torch.empty_like(z), torch.empty_like(gates)
-        grad_matrix, grad_offset = torch.zeros_like(matrix), torch.zeros_like(offset)
-        total = 0.0
-        for start in range(0, z.shape[0], _OutputLoss.ROWS):
-            rows = slice(start, start + _OutputLoss.ROWS)
-            p = torch.addmm(offset, z[rows], matrix.t())  # (rows, V) logits in nats
+        grad_embedding, grad_offset = torch.zeros_like(embedding), torch.zeros_like(offset)
+        total = z.new_zeros(())
+        size = OUTPUT_CHUNK if z.device.type == "cpu" else 32 * OUTPUT_CHUNK
+        for start in range(0, z.shape[0], size):
+            rows = slice(start, start + size)
+            p = product(z[rows], embedding.t(), integers).mul_(scale).add_(offset)  # (rows, V) logits in nats
             p.scatter_add_(1, copies[rows], gates[rows] * LOGIT)
             p.sub_(p.amax(1, keepdim=True))
             at = p.gather(1, target[rows, None])
             p.exp_()
             norm = p.sum(1, keepdim=True)
-            total += float((norm.log() - at).sum())
+            total += (norm.log() - at).sum()
             p.div_(norm).scatter_add_(1, target[rows, None], torch.full_like(at, -1.0))
-            torch.mm(p, matrix, out=grad_z[rows])
+            grad_z[rows] = product(p, embedding, integers)
             torch.gather(p, 1, copies[rows], out=grad_gates[rows])
-            grad_matrix.addmm_(p.t(), z[rows])
+            grad_embedding += product(p.t(), z[rows], integers)
             grad_offset.add_(p.sum(0))
         bits = 1.0 / (z.shape[0] * math.log(2))
-        grad_embedding, grad_bias = grad_matrix.mul_(bits * scale), grad_offset.mul_(bits * LOGIT)
-        ctx.save_for_backward(grad_z.mul_(bits), grad_gates.mul_(bits * LOGIT), grad_embedding, grad_bias)
-        return z.new_tensor(total * bits)
+        grad_z.mul_(scale * bits)
+        grad_embedding.mul_(scale * bits)
+        ctx.save_for_backward(grad_z, grad_gates.mul_(bits * LOGIT), grad_embedding, grad_offset.mul_(bits * LOGIT))
+        return total * bits
 
     @staticmethod
     def backward(ctx, grad):
         grad_z, grad_gates, grad_embedding, grad_bias = ctx.saved_tensors
-        return grad_z * grad, grad_gates * grad, grad_embedding * grad, None, grad_bias * grad, None, None
+        return grad_z * grad, grad_gates * grad, grad_embedding * grad, None, grad_bias * grad, None, None, None
 
 
 class Block(nn.Module):
@@ -319,6 +316,8 @@ class FrameGPT(nn.Module):
     tokens are int64 (B, T, S, F); output t is the prediction of frame t from frames < t, so there is no shift to make
     outside. `quantised=False` gives the same network without any rounding, to measure what rounding costs. Dropout
     (share of residual updates) and token_dropout (share of input tokens whose identity is hidden) act in training.
+    `learned_steps` adds a parameter `steps.<tensor>` for each tensor: the fineness of its rows, to be trained without
+    decay and with `weight_bits` in the loss.
     """
 
     def __init__(
@@ -329,6 +328,7 @@ class FrameGPT(nn.Module):
         token_dropout: float = 0.0,
         code_dropout: float = 0.0,
         quantised: bool = True,
+        learned_steps: bool = False,
     ) -> None:
         super().__init__()
         config.check()
@@ -355,41 +355,58 @@ class FrameGPT(nn.Module):
         found = {name: tuple(p.shape) for name, p in self.named_parameters()}
         if found != {name: shape for name, (shape, _) in shapes.items()}:
             raise ModelError("model: the parameters do not have the names and shapes of ModelConfig.tensor_shapes()")
+        self.learned_steps = learned_steps
+        if learned_steps:
+            self.steps = nn.Module()
+            for name, (_, scales) in shapes.items():
+                *path, leaf = name.split(".")
+                module = self.steps
+                for part in path:
+                    if part not in module._modules:
+                        module.add_module(part, nn.Module())
+                    module = module.get_submodule(part)
+                start = FINENESS_TABLES if "bias" in name or "embed" in name else FINENESS
+                module.register_parameter(leaf, nn.Parameter(torch.full((scales, 1), start)))
 
     # ---- weights
 
     def unit(self, name: str) -> Tensor | float:
         """What a row's step is multiplied with to give its multiplier."""
-        kind = [part for part in name.split(".") if not part.isdigit()][-1]
+        kind = _kind(name)
         if kind == "stack":
             return _UNITS["position"] * self._embed_step(int(name.split(".")[-1]))
         if kind == "head":
-            copies = len(self.config.copies)
-            rank = self.config.rank
-            return torch.cat([torch.ones(rank, 1), torch.full((copies, 1), 2.0)])
-        return _UNITS[kind]
+            units = self.head[0].new_ones(self.config.rank + len(self.config.copies), 1)
+            units[self.config.rank :] = 2.0
+            return units
+        return _UNITS[kind.split(".")[-1]]
 
-    def _embed_step(self, f: int) -> float:
+    def _embed_step(self, f: int) -> Tensor | float:
         """What a code 1 of the embedding stands for."""
-        m = float(self._quantise(f"embed.{f}")[1]) if self.quantised else 1.0
-        return m / _UNITS["embed"]
+        return self._quantise(f"embed.{f}")[1] / _UNITS["embed"] if self.quantised else 1.0 / _UNITS["embed"]
+
+    def _fineness(self, name: str) -> Tensor | float:
+        if self.learned_steps:
+            return self.get_parameter(f"steps.{name}")
+        return FINENESS_TABLES if "bias" in name or "embed" in name else FINENESS
 
     def _quantise(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        weight = self.get_parameter(name)
-        steps = FINE_STEPS_PER_STD if "bias" in name or "embed" in name else STEPS_PER_STD
-        return quantise(weight, self.unit(name), self._scales[name], steps)
+        return quantise(self.get_parameter(name), self.unit(name), self._scales[name], self._fineness(name))
 
     def _coded(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
-        """Master weights, codes, multipliers (1, rows) or (1, 1), unit. Without rounding the codes are not integers."""
+        """Weights with a gradient, codes, multipliers (1, rows) or (1, 1), unit. Unrounded codes are no integers."""
         weight, unit = self.get_parameter(name), self.unit(name)
         if not self.quantised:
-            return weight, weight.detach() * unit, torch.ones(1, 1), unit
+            return weight, weight.detach() * unit, weight.new_ones(1, 1), unit
         codes, m, _ = self._quantise(name)
+        if self.learned_steps:
+            weight = LearnedStep.apply(weight, self.get_parameter(f"steps.{name}"), codes * (m / unit))
         return weight, codes, m, unit
 
     def _linear(self, x: Tensor, name: str, bound: Tensor | float | None = None, rounded: bool = True) -> Tensor:
         weight, codes, m, unit = self._coded(name)
-        return _Linear.apply(x, weight, codes, m.reshape(1, -1), unit, bound, rounded and self.quantised)
+        rounded = rounded and self.quantised
+        return _Linear.apply(x, weight, codes, m.reshape(1, -1), unit, bound, rounded, self.quantised)
 
     def _table(self, name: str, bound: float | None = None) -> Tensor:
         weight, codes, m, unit = self._coded(name)
@@ -400,12 +417,31 @@ class FrameGPT(nn.Module):
         weight, codes, m, _ = self._coded(f"embed.{f}")
         return _Codes.apply(weight, codes, self._embed_step(f)), m
 
+    def weight_bits(self) -> Tensor:
+        """Size of all weights and scales as `runtime.weights.write_model` codes them, in bits, with a gradient."""
+        kinds: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        changes: dict[str, list[Tensor]] = {}
+        for name, scales in self._scales.items():
+            weight, unit = self.get_parameter(name), self.unit(name)
+            codes, m, exponents = self._quantise(name)
+            rows = (weight * unit).reshape(scales, -1)
+            step = rows.square().mean(1, keepdim=True).clamp_min(SMALLEST**2).sqrt()
+            fineness = self._fineness(name)
+            if isinstance(fineness, Tensor):
+                step = step * torch.exp2(-fineness)
+            scaled = rows / (step * (m / step).detach())  # the gradient is that of a step that is not rounded
+            kinds.setdefault(_kind(name), []).append((scaled.flatten(), codes.flatten()))
+            changes.setdefault(_kind(name), []).append(exponents.diff(prepend=exponents.new_zeros(1)))
+        parts = [code_bits(*(torch.cat(x) for x in zip(*pairs, strict=True))) for pairs in kinds.values()]
+        parts += [adaptive_bits(occurrences(torch.cat(c).remainder(256), 256)).float() for c in changes.values()]
+        return torch.stack(parts).sum()
+
     def export(self) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """The integer network: config, and for each tensor int8 codes (rows, cols) and int8 scale codes (scales,)."""
         tensors = {}
         for name in self.config.tensor_shapes():
             codes, _, scales = self._quantise(name)
-            tensors[name] = (codes.to(torch.int8).numpy(), scales.to(torch.int8).numpy())
+            tensors[name] = (codes.to(torch.int8).cpu().numpy(), scales.to(torch.int8).cpu().numpy())
         return self.config, tensors
 
     @torch.no_grad()
@@ -425,7 +461,7 @@ class FrameGPT(nn.Module):
         h = self.residual(tokens)
         for f in range(len(self.config.factors)):
             z, gates, codes, m, bias = self._head(h, f)
-            logits = z @ codes.t() * m
+            logits = product(z.flatten(0, -2), codes.t(), self.quantised).mul_(m).view(*z.shape[:-1], -1)
             if self.quantised:
                 logits = logits.round()
             logits = logits + bias
@@ -443,7 +479,7 @@ class FrameGPT(nn.Module):
         for f in range(len(self.config.factors)):
             z, gates, codes, m, bias = self._head(h, f)
             ids = copies[..., f].contiguous()  # (M, J)
-            total = total + _OutputLoss.apply(z, gates * inside, codes, m, bias, ids, targets[:, f])
+            total = total + _OutputLoss.apply(z, gates * inside, codes, m, bias, ids, targets[:, f], self.quantised)
         return total
 
     def residual(self, tokens: Tensor) -> Tensor:
@@ -476,7 +512,7 @@ class FrameGPT(nn.Module):
         """h (..., D) -> z (..., R), gates (..., J), and the codes (V, R), multiplier and bias (V,) of the output."""
         rank, size = self.config.rank, self.config.factors[f]
         bounds = [float(ACTIVATION_MAX)] * rank + [float(GATE_MAX)] * len(self.config.copies)
-        bound = torch.tensor(bounds, dtype=h.dtype)
+        bound = torch.tensor(bounds, dtype=h.dtype, device=h.device)
         y = self._linear(_Norm.apply(h, self.quantised), f"head.{f}", bound)
         codes, m = self._embedding(f)
         bias = self._table(f"bias.{f}", BIAS_MAX)[0]
@@ -505,10 +541,11 @@ class FrameGPT(nn.Module):
             # Heads of a block side by side: (BS, blocks * H, N or 2N, C)
             parts = [x.transpose(2, 3).flatten(1, 2).contiguous() for x in (queries, *keys)]
             table = self._table(f"blocks.{i}.bias_t", RELATIVE_BIAS_MAX)  # (H, N)
-            distance = torch.arange(n)[:, None] + n - torch.arange(2 * n)[None, :]  # (N, 2N)
+            place = torch.arange(2 * n, device=table.device)
+            distance = place[:n, None] + n - place[None, :]  # (N, 2N)
             seen = (distance >= 0) & (distance < n)
             bias = torch.where(seen, table[:, distance.clamp(0, n - 1)], MASKED)  # (H, N, 2N)
-            before = torch.where(torch.arange(2 * n) < n, MASKED, 0.0)
+            before = torch.where(place < n, MASKED, 0.0)
             bias = torch.cat([bias + before] + [bias] * (count - 1))  # (blocks * H, N, 2N)
             o = _Attention.apply(*parts, bias, self.quantised)
             o = o.view(b, s, count, c.temporal_heads, n, c.head_dim).permute(0, 2, 4, 1, 3, 5)
@@ -518,7 +555,8 @@ class FrameGPT(nn.Module):
     def _displacement(self) -> Tensor:
         """(S, S) indices of [query, key] into the table of relative biases."""
         h, w = self.config.height, self.config.width
-        y, x = torch.arange(h * w) // w, torch.arange(h * w) % w
+        place = torch.arange(h * w, device=self.position.device)
+        y, x = place // w, place % w
         return (y[None, :] - y[:, None] + h - 1) * (2 * w - 1) + x[None, :] - x[:, None] + w - 1
 
     # ---- what is read from the tokens themselves
@@ -550,7 +588,7 @@ class FrameGPT(nn.Module):
         """(B, T, S, F) -> ids at the copy offsets (B, T, S, J, F), and (B, T, S, J) 1.0 where there is one."""
         b, t, s, factors = tokens.shape
         if not self.config.copies:
-            return tokens.new_zeros(b, t, s, 0, factors), torch.zeros(b, t, s, 0)
+            return tokens.new_zeros(b, t, s, 0, factors), self.position.new_zeros(b, t, s, 0)
         each = [[self._shifted(tokens[..., f], o) for o in self.config.copies] for f in range(factors)]
         copies = torch.stack([torch.stack(x, -1) for x in each], -1)  # (B, T, S, J, F)
         return copies.clamp_min(0), (copies[..., 0] >= 0).to(self.position.dtype)
@@ -562,14 +600,15 @@ class FrameGPT(nn.Module):
 
     def _hide(self, tokens: Tensor) -> Tensor:
         """Show some tokens, and all tokens of some codes, as if there were no frame: their equality stays known."""
-        b = tokens.shape[0]
+        b, device = tokens.shape[0], tokens.device
         shown = tokens
-        unknown = torch.tensor(self.config.factors)
+        unknown = torch.tensor(self.config.factors, device=device)
         if self.token_dropout:
-            shown = torch.where(torch.rand((*tokens.shape[:-1], 1)) < self.token_dropout, unknown, shown)
+            hide = torch.rand((*tokens.shape[:-1], 1), device=device) < self.token_dropout
+            shown = torch.where(hide, unknown, shown)
         if self.code_dropout:
             for f, size in enumerate(self.config.factors):
-                lost = torch.rand(b, size) < self.code_dropout
+                lost = torch.rand(b, size, device=device) < self.code_dropout
                 hide = lost.gather(1, tokens[..., f].flatten(1)).view(tokens.shape[:-1])
                 shown = shown.clone()
                 shown[..., f] = torch.where(hide, size, shown[..., f])

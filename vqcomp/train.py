@@ -135,6 +135,7 @@ class _Trainer:
             token_dropout=config.token_dropout,
             code_dropout=config.code_dropout,
             quantised=config.quantised,
+            learned_steps=config.for_segments > 0,
         )
         if init:
             load_integers(model, init)
@@ -203,9 +204,8 @@ class _Trainer:
             loss = self.loss(tokens.to(self.device, non_blocking=True))
             (loss / share).backward()
             bits += loss.item() / share
-        weight_bits = getattr(self.model, "weight_bits", None)
-        if config.for_segments and weight_bits:
-            (weight_bits() / self.served).backward()
+        if config.for_segments:
+            (self.model.weight_bits() / self.served).backward()
         # The clock is the first process's, so that all make the same step.
         now = (time.monotonic() - self._began) * self.group.size * self.group.is_first
         bits, stop, seconds = self.group.average_gradients(self.parameters, [bits, float(signal > 0), now])

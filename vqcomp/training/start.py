@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..model import FrameGPT, multiplier
+from ..model import FrameGPT
+from ..quantise import multiplier
 from ..runtime.engine import Tensors
 
 
@@ -21,3 +22,6 @@ def load_integers(model: FrameGPT, tensors: Tensors) -> None:
         weight = model.get_parameter(name)
         rows = codes.float().reshape(len(scales), -1) * multiplier(scales)[:, None]
         weight.copy_(rows.reshape(weight.shape) / model.unit(name))
+        if model.learned_steps:
+            deviation = codes.float().reshape(len(scales), -1).square().mean(1, keepdim=True).sqrt()
+            model.get_parameter(f"steps.{name}").copy_(deviation.clamp_min(2.0**-4).log2())
