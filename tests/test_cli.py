@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +18,7 @@ import pytest
 from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
-from vqcomp import container
+from vqcomp import cli, container
 from vqcomp.cli import run
 from vqcomp.runtime import archive as format
 
@@ -187,6 +190,126 @@ def test_a_model_that_was_trained_compresses(here, capsys):
     assert run(["train", "data", "-o", "x.vqm"]) == 1
     assert "every segment needs" in capsys.readouterr().err
     assert files_in(here) == {"data/a.npy", "data/b/c.npy", "data/b/d", "ring.npy", "ring.zip"} | TRAINED
+
+
+@pytest.fixture
+def ring(here):
+    """Frames of 3 x 4 tokens that move, in ring.npy."""
+    pytest.importorskip("torch")
+    ring = np.random.RandomState(0).randint(0, 9, (3, 32))
+    np.save("ring.npy", np.stack([ring[:, np.arange(t, t + 4) % 32] for t in range(60)]))
+    return ["train", "ring.npy", "-o", "ring.vqm", "--preset", "nano", "--steps", "2", "--held-out", "20", "-T", "1"]
+
+
+def test_a_training_leaves_a_log_and_a_card_that_say_what_was_done(ring, capsys):
+    arguments = [*ring, "--set", "evaluate_every=1", "--set", "dropout=0.25", "--for-segments", "20"]
+    assert run(arguments) == 0
+    rows = list(csv.DictReader(Path("ring.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    card, size = Path("ring.md").read_text(), Path("ring.vqm").stat().st_size
+    assert f"{size:,} bytes" in card
+    assert hashlib.sha256(Path("ring.vqm").read_bytes()).hexdigest() in card
+    assert "    vqcomp train ring.npy -o ring.vqm" in card
+    assert '"dropout": 0.25' in card
+    assert "40 of 60 frames of 1 segment (`ring.npy`): 480 tokens" in card
+    assert min(float(row["held_out_bits"]) for row in rows) == pytest.approx(
+        float(re.search(r"given their past \| (\d+\.\d+) bits/token; the same weights in float", card)[1]), abs=6e-5
+    )
+    served = int(rows[-1]["weights_bytes"]) + round(float(rows[-1]["held_out_bits"]) * 20 * 720 / 8)
+    assert int(rows[-1]["zip_bytes"]) == pytest.approx(served, abs=1)
+
+
+def test_a_training_that_was_begun_is_neither_forgotten_nor_replaced_by_accident(ring, capsys, monkeypatch):
+    show = cli.TrainingBar.show
+
+    def interrupt(self, moment):
+        show(self, moment)
+        if moment.step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli.TrainingBar, "show", interrupt)
+    assert run(ring) == 130
+    assert "interrupted after step 2: the same command with --resume goes on" in capsys.readouterr().err
+    assert not Path("ring.vqm").exists()
+    monkeypatch.undo()
+    assert run(ring) == 1
+    assert "ring.ckpt: a training was begun; --resume goes on with it; -f overwrites it" in capsys.readouterr().err
+    assert run([*ring, "--seed", "5", "--resume"]) == 1
+    assert "whose settings differ: seed was 0, now it is 5" in capsys.readouterr().err
+    assert run([*ring, "--resume"]) == 0
+    assert "going on after step 2" in capsys.readouterr().err
+    assert Path("ring.vqm").exists()
+
+
+def test_a_training_starts_from_a_model_of_the_same_tokens_only(ring, capsys):
+    assert run(ring) == 0
+    again = ["train", "ring.npy", "-o", "again.vqm", "--steps", "1", "-T", "1"]
+    assert run([*again, "--init", "ring.vqm", "--held-out", "20"]) == 0
+    assert "64, 1 spatial and 1 temporal heads" in Path("again.md").read_text()  # nano, as ring.vqm
+    capsys.readouterr()
+    for init, more, message in (
+        ("commavq-nano", [], "it predicts frames of 8 x 16 tokens of 1,024 ids, the data have 3 x 4 tokens of 9 ids"),
+        ("ring.vqm", ["--preset", "small"], "leave --preset out"),
+        ("auto", [], "expected one model to start from"),
+        ("missing.vqm", [], "no model 'missing.vqm'"),
+    ):
+        assert run([*again, "-f", "--init", init, *more]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--time", "20"], 2, "expected a time such as 90s, 20m or 2h, found '20'"),
+        (["--time", "0s"], 2, "expected a time"),
+        (["--set", "dropout"], 2, "expected FIELD=VALUE"),
+        (["--set", "drop=1"], 1, "no setting 'drop'"),
+        (["--set", "frames=50"], 1, "every segment needs 50 frames besides the 20 held out"),
+        (["--device", "tpu"], 1, "training expects auto, cpu or cuda"),
+        (["--preset", "giant"], 1, "no preset 'giant'"),
+    ],
+)
+def test_wrong_options_of_a_training_are_explained(ring, arguments, code, message, capsys):
+    before = files_in(Path())
+    assert run([*ring, *arguments]) == code
+    assert message in capsys.readouterr().err
+    assert files_in(Path()) == before
+
+
+def test_a_training_lasts_as_long_as_it_is_told(ring, capsys):
+    assert run([*ring[:-4], "--held-out", "0", "--time", "0.5s", "-T", "1", "-q"]) == 0
+    rows = list(csv.DictReader(Path("ring.csv").read_text().splitlines()))
+    assert float(rows[-1]["seconds"]) >= 0.5
+    assert float(rows[-2]["seconds"]) < 0.5
+    assert capsys.readouterr().err == ""
+
+
+def test_a_network_that_is_trained_on_the_data_is_weighed(ring, capsys, monkeypatch):
+    assert run(["compress", "ring.npy", "ring.zip", "--train", "0.2s", "-v", "-T", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "training for 0 s: a new nano" in shown.err
+    assert "trained on the data was not weighed: its weights alone take more than the raw tokens" in shown.err
+    assert "weights              0 bytes" in shown.out
+
+    def cost(segments, spec, model, *rest):
+        return (0 if model else 1 << 30, len(model.data) if model else 0, 0)
+
+    monkeypatch.setattr("vqcomp.choice._cost", cost)
+    monkeypatch.setattr("vqcomp.choice._raw_bytes", lambda segments, spec: 1 << 30)
+    assert run(["compress", "ring.npy", "ring.zip", "--train", "0.2s", "-v", "-T", "1", "-f"]) == 0
+    shown = capsys.readouterr()
+    assert "model: trained on the data" in shown.err
+    assert "weights              0 bytes" not in shown.out
+    assert run(["evaluate", "ring.zip", "ring.npy"]) == 0
+    assert files_in(Path()) >= {"ring.npy", "ring.zip"} and not list(Path().glob(".vqcomp*"))
+
+
+def test_data_that_no_network_can_be_trained_on_are_compressed_all_the_same(zipped, capsys):
+    pytest.importorskip("torch")
+    assert run(["compress", "data", "out.zip", "-f", "-v", "--train", "1s"]) == 0
+    assert "no network was trained on the data: train: expected a segment of 16 frames" in capsys.readouterr().err
+    assert run(["compress", "data", "out.zip", "-f", "--train", "1s", "--model", "none"]) == 1
+    assert "for --model auto" in capsys.readouterr().err
 
 
 # ---- errors
