@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py [--bits-per-weight 4.3] [--tokens-per-segment 153600]
 
-    zip(N, n) = n T b(N) / 8 + N w / 8 + r        b(N) = b0 (N / N0)^-a
+    zip(N, n) = n T b(N) / 8 + N w / 8 + r        b(N) = b1 N^-a
 
-N weights, n segments of T tokens; b bits/token, a power law through published results; w coded bits a weight and r bytes
-of decoder, both measured here on what ships.
+N weights, n segments of T tokens; b bits/token, a power law through published results; w coded bits a weight and r
+bytes of decoder, both measured on what ships.
 """
 
 from __future__ import annotations
