@@ -104,9 +104,9 @@ def kill_at(step):
     return watch
 
 
-@pytest.mark.parametrize("killed_at", [3, 4])
-def test_a_resumed_training_ends_in_the_same_bits(tmp_path, killed_at):
-    settings = dataclasses.replace(SHORT, steps=6, evaluate_every=3, dropout=0.2, muon_rate=0.01, stride=0.5)
+@pytest.mark.parametrize(("killed_at", "segments"), [(3, 0), (4, 20)])
+def test_a_resumed_training_ends_in_the_same_bits(tmp_path, killed_at, segments):
+    settings = dataclasses.replace(SHORT, steps=6, evaluate_every=3, dropout=0.2, stride=0.5, for_segments=segments)
     whole = train([drifting()], CONFIG, settings, out=tmp_path / "whole.vqm")
     with pytest.raises(Killed):
         train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", watch=kill_at(killed_at))
@@ -246,6 +246,17 @@ def test_micro_batches_that_processes_cannot_share_are_refused(monkeypatch):
     monkeypatch.setattr("vqcomp.train.connect", lambda device: nullcontext(Group(0, 2, device)))
     with pytest.raises(InputError, match="2 processes cannot share 3 micro-batches evenly"):
         train([drifting()], CONFIG, dataclasses.replace(SHORT, accumulate=3))
+
+
+def test_the_fewer_segments_a_model_is_for_the_smaller_it_gets():
+    settings = dataclasses.replace(SHORT, steps=40, evaluate_every=20)
+    sizes = []
+    for segments in (1e6, 1):
+        result = train([drifting()], CONFIG, dataclasses.replace(settings, for_segments=segments))
+        best = min(result.rows, key=lambda row: row.zip_bytes)
+        assert (result.step, result.bits_per_token) == (best.step, best.held_out_bits)
+        sizes.append(best.weights_bytes)
+    assert sizes[1] < 0.95 * sizes[0]
 
 
 def test_patience_ends_a_training_that_gains_nothing():

@@ -323,6 +323,8 @@ def train(
     """
     out = Path(out)
     _check_output(out, force)
+    if out.suffix in (".ckpt", ".csv", ".md"):
+        raise InputError(f"{out}: expected the name of a .vqm, its card and log get names like this")
     for suffix, what in ((".ckpt", "a training was begun; --resume goes on with it"), (".csv", ""), (".md", "")):
         if (beside := out.with_suffix(suffix)).exists() and not (force or resume):
             raise InputError(f"{beside}: {what or 'exists already'}; -f overwrites it")

@@ -197,18 +197,18 @@ class _Trainer:
         config, step = self.config, self.step + 1
         self.model.train()
         share = config.accumulate // self.group.size
-        bits = 0.0
+        losses = torch.zeros((), device=self.device)
         for i in range(share):
             tokens, seed = self.feed.batch(step, self.group.rank * share + i)
             torch.manual_seed(seed)
             loss = self.loss(tokens.to(self.device, non_blocking=True))
             (loss / share).backward()
-            bits += loss.item() / share
+            losses += loss.detach() / share
         if config.for_segments:
             (self.model.weight_bits() / self.served).backward()
         # The clock is the first process's, so that all make the same step.
         now = (time.monotonic() - self._began) * self.group.size * self.group.is_first
-        bits, stop, seconds = self.group.average_gradients(self.parameters, [bits, float(signal > 0), now])
+        bits, stop, seconds = self.group.average_gradients(self.parameters, [losses.item(), float(signal > 0), now])
         self.seconds = seconds
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip).item()
         if not (math.isfinite(bits) and math.isfinite(norm)):
@@ -252,7 +252,7 @@ class _Trainer:
         total, count = self.group.total(sums)
         bits = total / count if held_out else math.nan
         known = bits if held_out else self.training_bits
-        weights = len(write_model(*_export(self.average), 0))
+        weights = len(write_model(*self.average.export(), 0))
         size = round(known * self.served / 8) + weights
         score = size if self.config.for_segments else known
         # Without held-out frames nothing can be chosen: the last weights are the trained ones.
@@ -355,12 +355,6 @@ def evaluate(model: FrameGPT, segments: Sequence[Frames], frames: int, chunk: in
 
 def _frames(segments: Sequence[Frames], frames: int) -> int:
     return sum(min(frames, len(segment)) for segment in segments)
-
-
-def _export(model: FrameGPT) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The integer network of a model on any device."""
-    on_host = next(model.parameters()).device.type == "cpu"
-    return (model if on_host else copy.deepcopy(model).cpu()).export()
 
 
 @torch.no_grad()
