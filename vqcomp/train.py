@@ -1,22 +1,19 @@
 """Training a FrameGPT on segments of tokens: random windows in, the weights that predict held-out frames best out.
 
 A step depends on (seed, step) and on the weights alone, so a training that goes on from a checkpoint ends, on the same
-machine with the same number of threads, in the same bits. Forward products stay in float32, in which they are exact.
+machine with the same number of threads, in the same bits. There is no autocast: model.py makes its products exactly.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,10 +26,12 @@ from .training.checkpoint import read_checkpoint, write_checkpoint
 from .training.config import TrainConfig
 from .training.data import Frames
 from .training.distributed import Group, connect, find_device
+from .training.evaluation import count_frames, evaluate
 from .training.feed import Feed
 from .training.interrupts import Interrupts
+from .training.memory import explain_memory
 from .training.optim import make_optimisers, rate_of_step
-from .training.record import Record, Row
+from .training.record import Record, Row, summary
 from .training.start import load_integers
 
 __all__ = ["TrainConfig", "TrainResult", "evaluate", "train"]
@@ -96,7 +95,7 @@ def train(
     settings = settings or TrainConfig()
     settings.check()
     place = find_device(device)
-    with connect(place) as group, _explain_memory(settings):
+    with connect(place) as group, explain_memory(settings):
         if settings.accumulate % group.size:
             raise InputError(
                 f"training: {group.size} processes cannot share {settings.accumulate} micro-batches evenly: "
@@ -173,7 +172,7 @@ class _Trainer:
                     row = self._evaluate(rate, per_second, self.step * step_tokens)
                     if record:
                         record.add(row)
-                    self._tell(row)
+                    self.progress(summary(row, self._done(), None if self.config.time else self.config.steps))
                     trained, since = 0.0, self.step
                     self._save()
                 if watch:
@@ -192,7 +191,7 @@ class _Trainer:
             self.average.cpu(), self.best_bits, self.best_step, tuple(self.rows), self.feed, self.group.is_first
         )
 
-    def _step(self, signal: int) -> tuple[float, bool]:
+    def _step(self, asked: int) -> tuple[float, bool]:
         """One optimiser step; the share of the peak step size, and whether a process has been asked to stop."""
         config, step = self.config, self.step + 1
         self.model.train()
@@ -208,7 +207,7 @@ class _Trainer:
             (self.model.weight_bits() / self.served).backward()
         # The clock is the first process's, so that all make the same step.
         now = (time.monotonic() - self._began) * self.group.size * self.group.is_first
-        bits, stop, seconds = self.group.average_gradients(self.parameters, [losses.item(), float(signal > 0), now])
+        bits, stop, seconds = self.group.average_gradients(self.parameters, [losses.item(), float(asked > 0), now])
         self.seconds = seconds
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip).item()
         if not (math.isfinite(bits) and math.isfinite(norm)):
@@ -248,7 +247,7 @@ class _Trainer:
         """Measure the averaged weights, and keep them if they are the best so far."""
         held_out, mine = self.feed.held_out, self.feed.held_out[self.group.rank :: self.group.size]
         frames = self.config.held_out
-        sums = [evaluate(self.average, mine, frames) * _frames(mine, frames), float(_frames(mine, frames))]
+        sums = [evaluate(self.average, mine, frames) * count_frames(mine, frames), float(count_frames(mine, frames))]
         total, count = self.group.total(sums)
         bits = total / count if held_out else math.nan
         known = bits if held_out else self.training_bits
@@ -261,29 +260,9 @@ class _Trainer:
             self.best_weights = copy.deepcopy(self.average.state_dict())
         else:
             self.stale += 1
-        row = Row(
-            self.step,
-            round(self.seconds, 1),
-            tokens,
-            rate,
-            self.training_bits,
-            bits,
-            round(per_second, 1),
-            weights,
-            size,
-        )
-        self.rows.append(row)
-        return row
-
-    def _tell(self, row: Row) -> None:
-        done = self._done()
-        left = self.seconds / done - self.seconds
-        self.progress(
-            f"step {row.step}{'' if self.config.time else f'/{self.config.steps}'}  training {row.training_bits:.4f}  "
-            + (f"held out {row.held_out_bits:.4f} bits/token  " if self.feed.held_out else "bits/token  ")
-            + f"zip {row.zip_bytes:,} bytes  {row.tokens_per_second:,.0f} tokens/s  {_clock(row.seconds)}"
-            + (f", {_clock(left)} to go" if done < 1 else "")
-        )
+        seconds, per_second = round(self.seconds, 1), round(per_second, 1)
+        self.rows.append(Row(self.step, seconds, tokens, rate, self.training_bits, bits, per_second, weights, size))
+        return self.rows[-1]
 
     # ---- checkpoints
 
@@ -335,52 +314,9 @@ class _Trainer:
 
 
 @torch.no_grad()
-def evaluate(model: FrameGPT, segments: Sequence[Frames], frames: int, chunk: int = 64) -> float:
-    """Bits/token of the last `frames` frames of every segment (T, S, F), each given all the past that is seen."""
-    config = model.config
-    reach = config.history + config.blocks * (config.window - 1)
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    total, count = 0.0, 0
-    for segment in segments:
-        for first in range(max(len(segment) - frames, 0), len(segment), chunk):
-            last = min(first + chunk, len(segment))
-            start = max(first - reach, 0)
-            tokens = torch.from_numpy(np.array(segment[start:last], np.int64)).to(device)
-            total += float(model.loss(tokens[None], skip=first - start)) * (last - first)
-            count += last - first
-    model.train(training)
-    return total / max(count, 1)
-
-
-def _frames(segments: Sequence[Frames], frames: int) -> int:
-    return sum(min(frames, len(segment)) for segment in segments)
-
-
-@torch.no_grad()
 def _follow(average: FrameGPT, model: FrameGPT, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
 def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def _explain_memory(config: TrainConfig) -> Iterator[None]:
-    """Turn errors of memory, of which torch has its own for the CPU and for GPUs, into one that says what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
-            raise
-        raise InputError(
-            f"training: out of memory with {config.batch} windows of {config.frames} frames at a time: use a smaller "
-            "--batch-size and, to see as many in a step, a larger --accumulate"
-        ) from error

@@ -12,6 +12,7 @@ import torch
 
 from ..runtime.config import ModelConfig
 from .config import TrainConfig
+from .evaluation import evaluate
 
 if TYPE_CHECKING:
     from ..train import TrainResult
@@ -87,8 +88,6 @@ def _chosen_by(result: TrainResult, config: TrainConfig) -> str:
 
 def _in_float(result: TrainResult, config: TrainConfig) -> str:
     """What the held-out frames take without any rounding."""
-    from ..train import evaluate
-
     model = result.model
     model.quantised = False
     bits = evaluate(model, result.feed.held_out, config.held_out)

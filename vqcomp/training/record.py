@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,22 @@ class Row(NamedTuple):
     """Size of the .vqm."""
     zip_bytes: int
     """Weights and coded tokens of the segments that the model is for; a zip's decoder comes on top."""
+
+
+def summary(row: Row, done: float, steps: int | None) -> str:
+    """A line for people; `done` is the share of the training that is over, of so many steps where these are counted."""
+    held_out = "" if math.isnan(row.held_out_bits) else f"held out {row.held_out_bits:.4f} "
+    left = f", {_clock(row.seconds / done - row.seconds)} to go" if done < 1 else ""
+    return (
+        f"step {row.step}{f'/{steps}' if steps else ''}  training {row.training_bits:.4f}  {held_out}bits/token  "
+        f"zip {row.zip_bytes:,} bytes  {row.tokens_per_second:,.0f} tokens/s  {_clock(row.seconds)}{left}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Record:
