@@ -30,6 +30,7 @@ from vqcomp.training.checkpoint import read_checkpoint
 from vqcomp.training.config import parse_settings
 from vqcomp.training.distributed import Group
 from vqcomp.training.feed import Feed
+from vqcomp.training.optim import rate_of_step
 
 CONFIG = ModelConfig(
     height=3,
@@ -276,6 +277,13 @@ def test_a_time_budget_ends_a_training_and_lowers_the_step_size_with_the_clock(m
     assert len(seconds) == 10
     for row in result.rows:
         assert row.rate == pytest.approx(max(0, min(1, (100 - row.seconds) / 50)))
+
+
+def test_a_time_budget_of_few_steps_reaches_the_peak_step_size():
+    config = dataclasses.replace(SHORT, time=100.0, warmup=500, decay=0.5)
+    assert rate_of_step(1, 1.0, config) == pytest.approx(1 / 500)
+    assert rate_of_step(3, 0.95, config) == pytest.approx(1)
+    assert rate_of_step(9, 0.25, config) == pytest.approx(0.5)
 
 
 def test_a_training_starts_from_the_weights_of_a_model():

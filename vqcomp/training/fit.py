@@ -22,6 +22,7 @@ from ..train import Moment, TrainConfig, train
 from .card import describe
 from .config import parse_settings
 from .data import stored
+from .distributed import find_device
 
 BY_HEART = {
     "held_out": 0,
@@ -30,6 +31,8 @@ BY_HEART = {
 }
 """Settings for a network that shall code its own training data: what it knows by heart need not be coded, and what it
 knows is paid for by its weights."""
+CPU_TOKENS = 100_000_000
+"""Tokens that a network for a CPU is chosen for at most."""
 FINE_TUNING = 0.3
 """Share of a preset's step sizes for a network that has been trained before."""
 
@@ -108,11 +111,12 @@ def fit_to(
 ) -> bytes:
     """The .vqm of a network that was trained for `seconds` on all of these segments, to code these alone.
 
-    Its size goes by the number of tokens; it starts from `start` unless that has less than half as many weights.
-    Temporary files are in `folder`. Raises InputError, ModelError.
+    Its size goes by the number of tokens, but on a CPU, where a step of a larger one takes minutes, it is `small` at
+    most; it starts from `start` unless that has less than half as many weights. Temporary files are in
+    `folder`. Raises InputError, ModelError.
     """
     tokens = sum(s.tokens for s in segments)
-    preset = preset_for(tokens)
+    preset = preset_for(tokens if find_device(device).type == "cuda" else min(tokens, CPU_TOKENS))
     wanted = PRESETS[preset].network(spec).parameters()
     if start and 2 * read_config(start.data)[0].parameters() < wanted:
         start = None

@@ -13,8 +13,14 @@ from .config import TrainConfig
 
 
 def rate_of_step(step: int, left: float, config: TrainConfig) -> float:
-    """Share of the peak step size at `step` (from 1), with a share `left` of the training to come: up, level, down."""
-    return max(0.0, min(1.0, step / max(1, config.warmup), left / max(config.decay, 1e-9)))
+    """Share of the peak step size at `step` (from 1), with a share `left` of the training to come: up, level, down.
+
+    Of a time budget the rise takes a twentieth at most, however few steps that is.
+    """
+    rise = step / max(1, config.warmup)
+    if config.time:
+        rise = max(rise, 20 * (1 - left))
+    return max(0.0, min(1.0, rise, left / max(config.decay, 1e-9)))
 
 
 def make_optimisers(model: FrameGPT, config: TrainConfig) -> list[tuple[torch.optim.Optimizer, float]]:
