@@ -447,15 +447,6 @@ def stretch(p: int) -> int:
     return STRETCH[p]
 
 
-def context_hash(number: int, values: Sequence[int]) -> int:
-    h = (number * 0x9E3779B1 + 0x7F4A7C15) & MASK
-    for x in values:
-        h = (h ^ x) * 0x85EBCA6B & MASK
-        h ^= h >> 15
-    h = h * 0xC2B2AE35 & MASK
-    return h ^ h >> 13
-
-
 class Map:
     """Probabilities of states, whose first values `start` tells."""
 
@@ -480,22 +471,22 @@ class Map:
 
 
 class Counts:
-    """One context's counts."""
+    """One kind of context's counts, of which there are so many numbers."""
 
-    def __init__(self, size: int) -> None:
-        self.shift = 32 - size
+    def __init__(self, size: int, levels: int, numbers: int) -> None:
+        self.size = 2**size
+        self.step = 2**levels if numbers * 2**levels <= self.size else 0x9E3779B1
         self.words: dict[int, int] = {}
         self.map = Map()
 
-    def look(self, h: int, node: int) -> tuple[int, Any, tuple[int, int]]:
-        """(slot, state of the map, both opinions)"""
-        slot = ((h ^ (node * 0x9E3779B1 & MASK)) * 0x2C1B3C6D & MASK) >> self.shift
+    def look(self, context: int, node: int) -> tuple[int, Any, int]:
+        """(slot, state of the map, opinion)"""
+        slot = (context * self.step + node) % self.size
         word = self.words.get(slot, 0)
         n = word % 2**16
-        p = 2**16 * (min(word >> 16, n) + 24) // (n + 48)
-        k = 33 * p // 2**16
+        k = 33 * (2**16 * (min(word >> 16, n) + 24) // (n + 48)) // 2**16
         state = bisect_right((1, 2, 3, 4, 6, 8, 12, 16, 24), n // 64), k
-        return slot, state, (stretch(p), self.map.opinion(state, 992 * (2 * k + 1)))
+        return slot, state, self.map.opinion(state, 992 * (2 * k + 1))
 
     def learn(self, uses: Sequence[tuple[int, Any, int]]) -> None:
         """(slot, state, bit) of each decision."""
@@ -510,58 +501,23 @@ class Counts:
                 self.words[slot] = 2**16 * (1920 * min(word >> 16, n) // n) + 1920
 
 
-class Recalls:
-    """One context's recalls."""
-
-    A = (0, 1, 2, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5)
-
-    def __init__(self, size: int, levels: int) -> None:
-        self.shift, self.levels = 32 - size, levels
-        self.entries: dict[int, tuple[int, list[tuple[int, int]]]] = {}
-        self.map = Map()
-
-    def find(self, h: int) -> list[tuple[int, int]]:
-        """(token, count), three times."""
-        check, tokens = self.entries.get(h >> self.shift, (0, [(0, 0)] * 3))
-        return tokens if check == h % 16 else [(0, 0)] * 3
-
-    def look(self, tokens: list[tuple[int, int]], level: int, node: int) -> tuple[Any, int]:
-        c = []
-        for t, n in tokens:
-            below = (2**self.levels + t) >> (self.levels - level - 1)
-            c.append(0 if n == 0 or below >> 1 != node else 1 + below % 2)
-        state = level, self.A[tokens[0][1]], min(tokens[1][1], 2), *c
-        return state, self.map.opinion(state, 2**15)
-
-    def learn(self, hashes: Vector, found: list[list[tuple[int, int]]], tokens: Vector) -> None:
-        written = set()
-        for h, ((t1, n1), (t2, n2), (t3, n3)), t in zip(hashes, found, tokens):
-            slot = h >> self.shift
-            if slot in written:
-                continue
-            written.add(slot)
-            if t == t1 and n1 > 0:
-                new = [(t1, n1 + 1), (t2, n2), (t3, n3)]
-            elif t == t2 and n2 > 0:
-                new = [(t2, n2 + 1), (t1, -(-n1 // 2)), (t3, n3)]
-            else:
-                n = n3 if t == t3 else 0
-                new = [(t, n + 1), (t1, -(-n1 // 2)), (t2, -(-n2 // 2))]
-            new[0] = new[0][0], min(new[0][1], 15)
-            self.entries[slot] = h % 16, new
-
-
 class Row:
     """One row of the online network's weights, and what it has learned."""
 
     def __init__(self, weights: Vector, rate: float) -> None:
         self.weights, self.rate, self.q = weights, rate, 0
 
-    def step(self, gradient: Vector) -> None:
-        g = [clip(x, 2**20) for x in gradient]
-        self.q += round(sum(x * x for x in g) / len(g)) - self.q // 512
-        factor = self.rate / (math.isqrt(self.q) + 16)
-        self.weights = [clip(w + round(x * factor), 2**20 - 1) for w, x in zip(self.weights, g)]
+    def step(self, gradient: Sequence[float]) -> None:
+        g = [clip(round(x), 2**18 - 1) for x in gradient]
+        if self.q == 0 and not any(g):
+            return  # a step of 0
+        h = sum(map(abs, g)) / len(g)
+        self.q += round(h * h) - self.q // 512
+        factor = f32(self.rate / (math.isqrt(self.q) + 256))
+        self.weights = [clip(w + rnd(x, factor), 2**20 - 1) for w, x in zip(self.weights, g)]
+
+    def codes(self, bound: int) -> Vector:
+        return [clip(round(w / 2**8), bound) for w in self.weights]
 
 
 def add_to(total: Vector, x: Vector, times: int = 1) -> None:
@@ -569,18 +525,28 @@ def add_to(total: Vector, x: Vector, times: int = 1) -> None:
         total[:] = [a + times * b for a, b in zip(total, x)]
 
 
+def in_order(sums: Sequence[float]) -> float:
+    """Added one after another in float32."""
+    total = 0.0
+    for x in sums:
+        total = f32(total + x)
+    return total
+
+
 class OnlineNetwork:
+    LAMBDA = bits(0x4338AA3B)
+
     def __init__(self, size: int, positions: int, before: Sequence[int]) -> None:
         self.size = size
         self.e = [Row([self.noise(64 * v + d) for d in range(64)], 7864.32) for v in range(size)]
         self.e.append(Row([0] * 64, 7864.32))
         diagonals = [2**16, 2**15, 2**15, 0, 0, 0, 0]
-        self.m = [[Row([x * (k == d) for d in range(64)], 655.36) for k in range(64)] for x in diagonals]
-        self.starts = list(accumulate([0, positions, 16, *before]))
+        self.m = [[Row([x * (k == d) for d in range(64)], 458.752) for k in range(64)] for x in diagonals]
+        self.starts = list(accumulate([0, positions, 16, *(min(size, 4096) for size in before)]))
         self.c = [Row([0] * 64, 1310.72) for _ in range(self.starts[-1])]
         self.b = [Row([0], 7864.32) for _ in range(size)]
         self.g = [[Row([2**16 * (j == 0)], 7864.32) for j in range(3)] for _ in range(positions)]
-        self.r = [[Row([0], 655.36) for j in range(3)] for _ in range(16)]
+        self.r = [[Row([0], 458.752) for j in range(3)] for _ in range(16)]
         self.trace: list[tuple[Any, ...]] = []
 
     @staticmethod
@@ -591,73 +557,86 @@ class OnlineNetwork:
         x ^= x >> 15
         return x % 9001 - 4500
 
-    def predict(self, u: Vector, s: int, run: int, before: Vector) -> Vector:
+    def predict(self, u: Vector, s: int, run: int, before: Vector) -> list[float]:
+        if not self.trace:  # of a frame
+            self.e_codes = [row.codes(480) for row in self.e]
+            self.m_codes = [[row.codes(511) for row in m] for m in self.m]
         r = min(run, 15)
-        rows = [start + i for start, i in zip(self.starts, (s, r, *before))]
-        x = [[round(w / 64) for w in self.e[t].weights] for t in u]
-        sums = [0] * 64
-        for xj, mj in zip(x, self.m):
-            for xk, row in zip(xj, mj):
-                add_to(sums, row.weights, xk)
-        contexts = [sum(self.c[row].weights[d] for row in rows) for d in range(64)]
-        y = [clip(round(a / 2**16) + round(b / 64), 2**14) for a, b in zip(sums, contexts)]
-        z = [round((dot(y, self.e[v].weights) + 2**10 * self.b[v].weights[0]) / 2**18) for v in range(self.size)]
+        rows = [start + i % 4096 for start, i in zip(self.starts, (s, r, *before))]
+        x = [self.e_codes[t] for t in u]
+        parts = [[dot(xj, column) for column in zip(*mj)] for xj, mj in zip(x, self.m_codes)]
+        parts.append([sum(self.c[row].weights[d] for row in rows) for d in range(64)])
+        y = [clip(round(in_order(column) / 2**9), 511) for column in zip(*parts)]
+        z = [
+            f32(f32(dot(y, codes) * 2 * self.LAMBDA) + f32(b.weights[0] * self.LAMBDA))
+            for codes, b in zip(self.e_codes, self.b)
+        ]
         for j in range(3):
             if u[j] < self.size:
-                z[u[j]] += round((self.g[s][j].weights[0] + self.r[r][j].weights[0]) / 2**8)
+                z[u[j]] = f32(z[u[j]] + f32((self.g[s][j].weights[0] + self.r[r][j].weights[0]) * self.LAMBDA))
         top = max(z)
-        w = [max(1, E[min(top - a, 4095)] >> 40) for a in z]
+        w = [bits(int(f32(max(f32(a - top), -22 * 2**23) + 127 * 2**23))) for a in z]
         self.trace.append((u, s, r, rows, x, y, w))
         return w
 
-    def learn(self, tokens: Vector) -> None:
-        ge = [[0] * 64 for _ in range(self.size)]
+    def learn(self, tokens: Vector, totals: Sequence[float]) -> None:
+        """The tokens and W of all positions."""
+        outputs: list[list[Vector]] = []  # of each block, as gradients of E
+        matrices: list[list[Matrix]] = []
         inputs = [[0] * 64 for _ in range(self.size + 1)]
-        gm = [[[0] * 64 for _ in range(64)] for _ in range(7)]
-        gc: dict[int, Vector] = {}
+        gc = [[0] * 64 for _ in self.c]
         gb = [0] * self.size
         gg: dict[tuple[int, int], int] = {}
         gr: dict[tuple[int, int], int] = {}
-        for (u, s, r, rows, x, y, w), t in zip(self.trace, tokens):
-            share = -(2**16) / sum(w)
-            d = [round(a * share) + 2**16 * (v == t) for v, a in enumerate(w)]
-            k = [round(sum(d[v] * self.e[v].weights[i] for v in range(self.size)) / 2**18) for i in range(64)]
+        for p, ((u, s, r, rows, x, y, w), t, total) in enumerate(zip(self.trace, tokens, totals)):
+            if p % 64 == 0:
+                outputs.append([[0] * 64 for _ in range(self.size)])
+                matrices.append([[[0] * 64 for _ in range(64)] for _ in range(7)])
+            share = f32(-(2**14) / total)
+            d = [rnd(a, share) + 2**14 * (v == t) for v, a in enumerate(w)]
+            k = [clip(round(dot(d, column) / 2**15), 511) for column in zip(*self.e_codes[:-1])]
+            coarse = [clip(round(a / 2**4), 15) for a in y]
             for v in range(self.size):
-                add_to(ge[v], y, d[v])
+                add_to(outputs[-1][v], coarse, d[v])
                 gb[v] += d[v]
             for j in range(7):
-                add_to(inputs[u[j]], [round(dot(k, row.weights) / 2**16) for row in self.m[j]])
+                add_to(inputs[u[j]], [round(dot(k, row) / 2) for row in self.m_codes[j]])
                 for i, a in enumerate(x[j]):
-                    add_to(gm[j][i], k, a)
+                    add_to(matrices[-1][j][i], k, a)
             for row in rows:
-                add_to(gc.setdefault(row, [0] * 64), k)
+                add_to(gc[row], k, 2**7)
             for j in range(3):
-                change = round(d[u[j]] / 4) if u[j] < self.size else 0
+                change = d[u[j]] if u[j] < self.size else 0
                 gg[s, j] = gg.get((s, j), 0) + change
                 gr[r, j] = gr.get((r, j), 0) + change
         for v in range(self.size):
-            self.e[v].step([round(a / 2**12) + b for a, b in zip(ge[v], inputs[v])])
-            self.b[v].step([round(gb[v] / 4)])
+            sums = zip(*(block[v] for block in outputs))
+            self.e[v].step([f32(in_order(a) / 2**3 + f32(b)) for a, b in zip(sums, inputs[v])])
+            self.b[v].step([f32(gb[v])])
         for j in range(7):
             for i in range(64):
-                self.m[j][i].step([round(a / 2**10) for a in gm[j][i]])
-        for row, total in gc.items():
-            self.c[row].step(total)
-        for (s, j), change in gg.items():
-            self.g[s][j].step([change])
-        for (r, j), change in gr.items():
-            self.r[r][j].step([change])
+                self.m[j][i].step([in_order(a) / 2 for a in zip(*(block[j][i] for block in matrices))])
+        for row, total in zip(self.c, gc):
+            row.step([f32(a) for a in total])
+        for table, changes in ((self.g, gg), (self.r, gr)):
+            for i, gates in enumerate(table):
+                for j, gate in enumerate(gates):
+                    gate.step([f32(changes.get((i, j), 0))])
         self.trace.clear()
 
 
-def mass(weights: Vector, levels: int, level: int, node: int) -> int:
-    def below(child: int) -> int:
-        width = levels - level - 1
-        first = (child << width) - 2**levels
-        return sum(weights[first : first + 2**width])
+class Tree:
+    """The masses of a network's weights."""
 
-    m0, m1 = below(2 * node), below(2 * node + 1)
-    return stretch(min(max(2**16 * (m1 + 1) // (m0 + m1 + 2), 1), 2**16 - 1))
+    def __init__(self, weights: Sequence[float], levels: int) -> None:
+        size = 2**levels
+        self.m = [0.0] * size + [*weights] + [0.0] * (size - len(weights))
+        for node in range(size - 1, 0, -1):
+            self.m[node] = f32(self.m[2 * node] + self.m[2 * node + 1])
+
+    def opinion(self, node: int) -> int:
+        share = f32(self.m[2 * node + 1] / max(self.m[node], 2.0**-64))
+        return stretch(math.floor(min(max(2**16 * share, 1), 2**16 - 1)))
 
 
 class FactorModel:
@@ -665,17 +644,21 @@ class FactorModel:
         self.height, self.width, self.f, self.size = spec["height"], spec["width"], f, spec["factors"][f]
         self.levels = (self.size - 1).bit_length()
         self.positions = positions = self.height * self.width
+        before = spec["factors"][:f]
+        numbers = [1, positions, self.size + 1]
+        if f:
+            numbers += [math.prod(before), math.prod(before) * (self.size + 1)]
         size = 22 - (len(spec["factors"]) - 1).bit_length()
-        self.counts = [Counts(size) for _ in range(11 if f else 9)]
-        self.recalls = [Recalls(size - 2, self.levels) for _ in range(4)]
-        self.online = OnlineNetwork(self.size, positions, spec["factors"][:f]) if self.size <= 4096 else None
+        self.before = before
+        self.counts = [Counts(size, self.levels, n) for n in numbers]
+        self.match = Map()
+        self.online = OnlineNetwork(self.size, positions, before) if self.size <= 4096 else None
         online = self.online is not None
-        second, trained = (0, 0) if given else (5243, 2**15)
-        n = len(self.counts)
-        start = [0] * n + [second] * n + [0] * 5 + [trained] * online + [2**16] * given
+        start = [0 if given else 1311] * len(numbers) + [0, 0]
+        start += [0 if given else 2**13] * online + [2**14] * given
         sizes = [8 * self.levels, positions, 24 * self.levels, 10 * self.levels]
         self.sets = [[list(start) for _ in range(size)] for size in sizes]
-        self.final = [[2**14] * 4 for _ in range(self.levels)]
+        self.time = 0
         self.runs: list[Vector] = []
 
     def begin(self, segments: list[list[Frame]], frame: Frame, given: list[Vector]) -> None:
@@ -698,81 +681,68 @@ class FactorModel:
         self.places: list[dict[str, Any]] = []
         for p, before in enumerate(frame):
             s, frames, runs = p % self.positions, segments[p // self.positions], self.runs[p // self.positions]
-            a, b, c, right, left, down, up = u = [
+            u = [
                 at(frames, s, *o)
                 for o in ((1, 0, 0), (2, 0, 0), (3, 0, 0), (1, 0, 1), (1, 0, -1), (1, 1, 0), (1, -1, 0))
             ]
-            counts = [[0], [s], [a], [a, s], [b, s], [left, s], [right, s], [up, s], [down, s]]
+            contexts = [0, s, u[0]]
             if self.f:
-                counts += [list(before), [*before, a]]
-            recalls = [[s], [a, s], [a, b, s], [a, b, c]]
+                number = token_id(before, self.before)
+                contexts += [number, number * (self.size + 1) + u[0]]
             y, x = divmod(s, self.width)
             still = sum(
                 runs[i * self.width + j] > 0
                 for i in range(max(y - 1, 0), min(y + 2, self.height))
                 for j in range(max(x - 1, 0), min(x + 2, self.width))
             )
-            recall_hashes = [context_hash(n, values) for n, values in enumerate(recalls)]
-            masses = [self.online.predict(u, s, runs[s], list(before))] if self.online else []
+            weights = [self.online.predict(u, s, runs[s], list(before))] if self.online else []
             self.places.append(
                 {
                     "s": s,
                     "run": runs[s],
                     "still": still,
-                    "counts": [context_hash(n, values) for n, values in enumerate(counts)],
-                    "recalls": recall_hashes,
-                    "recalled": [r.find(h) for r, h in zip(self.recalls, recall_hashes)],
-                    "masses": masses + ([given[p]] if given else []),
+                    "contexts": contexts,
+                    "last": u[:3],
+                    "trees": [Tree(w, self.levels) for w in weights + ([given[p]] if given else [])],
                 }
             )
         self.trace: list[tuple[Any, ...]] = []
 
     def predict(self, p: int, level: int, node: int) -> int:
         place = self.places[p]
-        slots, first, second = [], [], []
-        for counts, h in zip(self.counts, place["counts"]):
-            slot, state, (one, other) = counts.look(h, node)
-            slots.append((slot, state))
-            first.append(one)
-            second.append(other)
-        recalled = [r.look(tokens, level, node) for r, tokens in zip(self.recalls, place["recalled"])]
-        masses = [mass(weights, self.levels, level, node) for weights in place["masses"]]
-        x = [*first, *second, *(opinion for _, opinion in recalled), 256, *masses]
-        sure = min(max(masses[-1] // 192 + 12, 0), 23) if masses else 0
+        looks = [counts.look(context, node) for counts, context in zip(self.counts, place["contexts"])]
+        c = []
+        for t in place["last"]:
+            below = (2**self.levels + t) >> (self.levels - level - 1)
+            c.append(1 + below % 2 if t < self.size and below >> 1 == node else 0)
+        match = level, min(place["run"], 7), *c
+        networks = [tree.opinion(node) for tree in place["trees"]]
+        x = [*(opinion for _, _, opinion in looks), self.match.opinion(match, 2**15), 256, *networks]
+        sure = min(max(x[-1] // 192 + 12, 0), 23) if networks else 0
         chosen = (8 * level + min(place["run"], 7), place["s"], 24 * level + sure, 10 * level + place["still"])
-        y = [clip(round(dot(sets[i], x) / 2**16), 2815) for sets, i in zip(self.sets, chosen)]
-        result = squash(clip(round(dot(self.final[level], y) / 2**16), 2815))
-        self.trace.append((p, level, slots, [state for state, _ in recalled], x, chosen, y, result))
+        weights = [sum(w) for w in zip(*(sets[i] for sets, i in zip(self.sets, chosen)))]
+        result = squash(clip(round(dot(weights, x) / 2**16), 2815))
+        self.trace.append((p, level, [look[:2] for look in looks], match, x, chosen, result))
         return result
 
     def learn(self, tokens: Vector) -> None:
         uses: list[list[tuple[int, Any, int]]] = [[] for _ in self.counts]
         sums: list[dict[int, tuple[int, Vector]]] = [{} for _ in self.sets]
-        finals = [[0] * 4 for _ in range(self.levels)]
-        for p, level, slots, states, x, chosen, y, result in self.trace:
+        for p, level, looks, match, x, chosen, result in self.trace:
             bit = tokens[p] >> (self.levels - 1 - level) & 1
-            for use, (slot, state) in zip(uses, slots):
+            for use, (slot, state) in zip(uses, looks):
                 use.append((slot, state, bit))
-            for recall, state in zip(self.recalls, states):
-                recall.map.see(state, bit)
-            for total, i, logit in zip(sums, chosen, y):
+            self.match.see(match, bit)
+            for total, i in zip(sums, chosen):
                 n, vector = total.get(i, (0, [0] * len(x)))
-                error = 2**16 * bit - squash(logit)
-                total[i] = n + 1, [a + b * error for a, b in zip(vector, x)]
-            add_to(finals[level], [a * (2**16 * bit - result) for a in y])
+                total[i] = n + 1, [a + b * (2**16 * bit - result) for a, b in zip(vector, x)]
         for counts, use in zip(self.counts, uses):
             counts.learn(use)
-        for i, recall in enumerate(self.recalls):
-            recall.map.learn()
-            recall.learn(
-                [place["recalls"][i] for place in self.places], [place["recalled"][i] for place in self.places], tokens
-            )
+        self.match.learn()
         for sets, total in zip(self.sets, sums):
             for i, (n, vector) in total.items():
-                rate = min(64 / n, 1) * 2.0**-15
+                rate = min(64 / n, 1) * (3 * 2.0**-19 * (1 + 128 / (64 + self.time)))
                 sets[i] = [clip(w + round(a * rate), 2**20) for w, a in zip(sets[i], vector)]
-        rate = min(128 / len(tokens), 1) * 2.0**-18
-        for level, vector in enumerate(finals):
-            self.final[level] = [clip(w + round(a * rate), 2**20) for w, a in zip(self.final[level], vector)]
+        self.time += 1
         if self.online:
-            self.online.learn(tokens)
+            self.online.learn(tokens, [place["trees"][0].m[1] for place in self.places])

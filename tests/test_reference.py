@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import random_segment, random_tensors, tiny_config
-from reference_decoder import RangeDecoder, context_hash, decode_adaptive, decode_archive
+from reference_decoder import RangeDecoder, decode_adaptive, decode_archive
 
 import vqcomp
 from vqcomp.runtime.adapt import AdaptiveCodec
@@ -97,24 +97,24 @@ def test_adaptive_streams_of_long_segments():
     assert adaptive(spec, segments) == 0
 
 
-@pytest.mark.parametrize(
-    "factors, shift, same", [((2**16,), 12, False), ((2**16,), 13, True), ((2**16, 2), 13, True)], ids=str
-)
-def test_adaptive_streams_of_contexts_that_share_an_entry(factors, shift, same):
-    """Two tokens make contexts whose recalls have one entry in tables of this size, but not in larger ones.
+def test_adaptive_streams_of_several_blocks():
+    """More than 64 positions, whose gradients are summed in blocks."""
+    tokens = random_segment(TokenSpec(6, 11, (3,)), 3, seed=0)
+    tokens[:, ::2] = tokens[0, ::2]
+    assert adaptive(TokenSpec(6, 11, (3,)), [tokens]) == 0
 
-    The right size is this one, or twice as large. Their checks differ or are the same.
-    """
-    found: dict[int, int] = {}
-    for x in range(2**16):
-        h = context_hash(1, [x, 0])
-        y = found.setdefault(h >> shift, x)
-        other = context_hash(1, [y, 0])
-        if x != y and (h % 16 == other % 16) == same and h >> (shift - 1) != other >> (shift - 1):
-            break
-    else:
-        raise AssertionError("no such tokens")
-    tokens = np.array([x, 5, y, 7, x, 9] * 2, np.int32).reshape(-1, 1, 1)
+
+@pytest.mark.parametrize("factors, size", [((2**16,), 22), ((2**16, 2), 21)], ids=str)
+def test_adaptive_streams_of_contexts_that_share_counts(factors, size):
+    """Two tokens whose nodes on the way to small tokens, 2^i and 2^j, share counts in tables of this size only."""
+    gaps = {2**i - 2**j for i in range(12) for j in range(12)} - {0}
+
+    def shares(token: int, size: int) -> bool:
+        distance = token * 0x9E3779B1 % 2**size
+        return distance in gaps or distance - 2**size in gaps
+
+    gap = next(token for token in range(1, 2**16) if shares(token, size) and not shares(token, size + 1))
+    tokens = np.array([gap, 5, 0, 7, gap, 9] * 2, np.int32).reshape(-1, 1, 1)
     tokens = np.concatenate([tokens] + [tokens % size for size in factors[1:]], 2)
     assert adaptive(TokenSpec(1, 1, factors), [tokens]) == 0
 

@@ -10,6 +10,8 @@ The first decision of a stream says whether the model is used at all: tokens tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import constriction
@@ -17,12 +19,14 @@ import numpy as np
 
 from .codec import Codec, Progress, lockstep
 from .errors import DamageError, InputError
-from .mixing import ONLINE_MAX, PROBABILITY, TreeMixer
+from .mixing import ONLINE_MAX, PROBABILITY, Given, TreeMixer
 from .spec import TokenSpec
 
 _BINARY = constriction.stream.model.Categorical(perfect=False)
 _REPORT = 16
 """Frames between calls of progress."""
+_POOL = ThreadPoolExecutor(1)
+"""Where a network predicts the next frame, while all else learns from the last one."""
 POSITIONS_MAX = 1 << 18
 """Of a group's frame: up to here all sums are proven exact; larger frames are coded uniformly."""
 
@@ -69,16 +73,16 @@ class AdaptiveCodec(Codec):
         lengths = [len(segment) for segment in segments]
         encoder = constriction.stream.queue.RangeEncoder()
         encoder.encode(np.zeros(1, np.int32), _BINARY, _decisions(np.ones(1)))
-        mixers, frame = self._start(segments)
+        mixers, given = self._start(segments)
         for members, time, _ in lockstep(lengths):
-            given = self._given(frame[: len(members)])
             frame = np.stack([segments[i][time] for i in members]).astype(np.int64)  # (G, S, F)
+            now, given = given, self._given(frame, time + 1 == max(lengths))
             for f, mixer in enumerate(mixers):
                 tokens = frame[:, :, f].reshape(-1)
                 level = np.arange(mixer.levels)[:, None]
                 node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
                 bits = (tokens >> (mixer.levels - 1 - level)) & 1
-                mixer.begin(frame[:, :, :f], given[f])
+                mixer.begin(frame[:, :, :f], now[f])
                 ones = mixer.predict(0, node)
                 encoder.encode(bits.reshape(-1).astype(np.int32), _BINARY, _decisions(ones.reshape(-1)))
                 mixer.update(bits, frame[:, :, f])
@@ -101,23 +105,24 @@ class AdaptiveCodec(Codec):
                 return segments
             if len(segments) * self.spec.positions > POSITIONS_MAX:
                 raise DamageError("expected tokens of so large a frame to be coded uniformly; fetch the archive again")
-            mixers, frame = self._start(segments)
+            mixers, given = self._start(segments)
             for members, time, _ in lockstep(lengths):
-                given = self._given(frame[: len(members)])
                 frame = np.zeros((len(members), *shape), np.int64)  # (G, S, F)
+                bits = [np.empty((mixer.levels, len(members) * shape[0]), np.int64) for mixer in mixers]
                 for f, mixer in enumerate(mixers):
                     mixer.begin(frame[:, :, :f], given[f])
-                    node = np.ones((1, frame[:, :, f].size), np.int64)
-                    bits = np.empty((mixer.levels, node.size), np.int64)
+                    node = np.ones((1, bits[f].shape[1]), np.int64)
                     for level in range(mixer.levels):
                         ones = mixer.predict(level, node)
-                        bits[level] = decoder.decode(_BINARY, _decisions(ones[0]))
-                        node = node * 2 + bits[level]
+                        bits[f][level] = decoder.decode(_BINARY, _decisions(ones[0]))
+                        node = node * 2 + bits[f][level]
                     tokens = node - (1 << mixer.levels)
                     if tokens.max() >= mixer.size:
                         raise DamageError("a stream decodes to an id outside the vocabulary; fetch the archive again")
                     frame[:, :, f] = tokens.reshape(len(members), -1)
-                    mixer.update(bits, frame[:, :, f])
+                given = self._given(frame, time + 1 == max(lengths))
+                for f, mixer in enumerate(mixers):
+                    mixer.update(bits[f], frame[:, :, f])
                 for i, tokens in zip(members, frame, strict=True):
                     segments[i][time] = tokens
                 self._tell(progress, time, len(members), lengths)
@@ -125,16 +130,20 @@ class AdaptiveCodec(Codec):
             raise DamageError(f"expected a stream of tokens, found {error}; fetch the archive again") from error
         return segments
 
-    def _start(self, segments: list[np.ndarray]) -> tuple[list[TreeMixer], np.ndarray]:
-        """A mixer for each factor, and the frame before the first (G, S, F)."""
-        factors = range(len(self.spec.factors))
+    def _start(self, segments: list[np.ndarray]) -> tuple[list[TreeMixer], list[Given | None]]:
+        """A mixer for each factor, and what the network says of the first frame."""
         if self.network:
-            self.network.start(len(segments))
+            _POOL.submit(self.network.start, len(segments))
+        factors = range(len(self.spec.factors))
         mixers = [TreeMixer(self.spec, f, len(segments), self.network is not None) for f in factors]
-        return mixers, np.full((len(segments), self.spec.positions, len(factors)), -1, np.int64)
+        return mixers, self._given(np.full((len(segments), self.spec.positions, len(factors)), -1, np.int64))
 
-    def _given(self, before: np.ndarray) -> Sequence[np.ndarray | None]:
-        return self.network.predict(before) if self.network else [None] * len(self.spec.factors)
+    def _given(self, before: np.ndarray, last: bool = False) -> list[Given | None]:
+        """For each factor, what waits for the network's opinion on the frame after `before` (G, S, F)."""
+        if last or not self.network:
+            return [None] * len(self.spec.factors)
+        prediction = _POOL.submit(self.network.predict, before)
+        return [partial(_part, prediction, f) for f in range(len(self.spec.factors))]
 
     def _encode_uniform(self, segments: list[np.ndarray]) -> np.ndarray:
         encoder = constriction.stream.queue.RangeEncoder()
@@ -166,6 +175,10 @@ class AdaptiveCodec(Codec):
             first = time - time % _REPORT
             frames = sum(max(0, min(time + 1, length) - first) for length in lengths)
             progress(frames * self.spec.positions * len(self.spec.factors))
+
+
+def _part(prediction: Future[list[np.ndarray]], factor: int) -> np.ndarray:
+    return prediction.result()[factor]
 
 
 def _decisions(ones: np.ndarray) -> np.ndarray:
