@@ -242,10 +242,16 @@ def test_a_training_that_was_begun_is_neither_forgotten_nor_replaced_by_accident
 
 
 def test_a_training_starts_from_a_model_of_the_same_tokens_only(ring, capsys):
+    from vqcomp.presets import PRESETS
+    from vqcomp.training.fit import FINE_TUNING
+
     assert run(ring) == 0
     again = ["train", "ring.npy", "-o", "again.vqm", "--steps", "1", "-T", "1"]
     assert run([*again, "--init", "ring.vqm", "--held-out", "20"]) == 0
-    assert "64, 1 spatial and 1 temporal heads" in Path("again.md").read_text()  # nano, as ring.vqm
+    card = Path("again.md").read_text()
+    assert "64, 1 spatial and 1 temporal heads" in card  # nano, as ring.vqm
+    settings = json.loads(card.split("```json")[1].split("```")[0])
+    assert settings["muon_rate"] == pytest.approx(FINE_TUNING * PRESETS["nano"].settings["muon_rate"])
     capsys.readouterr()
     for init, more, message in (
         ("commavq-nano", [], "it predicts frames of 8 x 16 tokens of 1,024 ids, the data have 3 x 4 tokens of 9 ids"),

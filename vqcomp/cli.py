@@ -432,7 +432,7 @@ _PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, p
     "--for-segments", type=click.FloatRange(0), metavar="N",
     help="Make weights and coded tokens of N segments together smallest.",
 )  # fmt: skip
-@click.option("--init", metavar="NAME|PATH", help="Start from a shipped model, or a .vqm.")
+@click.option("--init", metavar="NAME|PATH", help="Start from a shipped model or a .vqm, with smaller steps.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint that an interrupted run of it left.")
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of weights, windows and dropout.")
 @click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")

@@ -1,7 +1,8 @@
 """Training a FrameGPT on segments of tokens: random windows in, the weights that predict held-out frames best out.
 
 A step depends on (seed, step) and on the weights alone, so a training that goes on from a checkpoint ends, on the same
-machine with the same number of threads, in the same bits. There is no autocast: model.py makes its products exactly.
+CPU with the same number of threads, in the same bits; on a GPU, where some sums have no order, about there. There is no
+autocast: model.py makes its products exactly. Never run here on a GPU.
 """
 
 from __future__ import annotations

