@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .model import FrameGPT
 from .runtime.config import ModelConfig
@@ -162,6 +162,7 @@ class _Trainer:
         step_tokens = self.config.windows * self.config.frames * self.model.config.positions
         record = Record(self.log, self.rows) if self.log and self.group.is_first else None
         self._began = time.monotonic() - self.seconds
+        self.upcoming = self._draw(self.step + 1, 0)
         trained, since = 0.0, self.step  # seconds of steps alone, since the last evaluation
         try:
             while not self._is_over():
@@ -199,11 +200,13 @@ class _Trainer:
         share = config.accumulate // self.group.size
         losses = torch.zeros((), device=self.device)
         for i in range(share):
-            tokens, seed = self.feed.batch(step, self.group.rank * share + i)
+            tokens, seed = self.upcoming
             torch.manual_seed(seed)
             loss = self.loss(tokens.to(self.device, non_blocking=True))
             (loss / share).backward()
             losses += loss.detach() / share
+            # While a GPU is still at work: the next windows.
+            self.upcoming = self._draw(step, i + 1) if i + 1 < share else self._draw(step + 1, 0)
         if config.for_segments:
             (self.model.weight_bits() / self.served).backward()
         # The clock is the first process's, so that all make the same step.
@@ -223,6 +226,10 @@ class _Trainer:
         self.training_bits = bits if step == 1 else 0.95 * self.training_bits + 0.05 * bits
         self.step = step
         return rate, stop > 0
+
+    def _draw(self, step: int, i: int) -> tuple[Tensor, int]:
+        """The micro-batch that this process makes as its i-th in a step, and its seed."""
+        return self.feed.batch(step, self.group.rank * (self.config.accumulate // self.group.size) + i)
 
     def _left(self, step: int) -> float:
         """Share of the training that is to come when `step` (from 1) begins."""
