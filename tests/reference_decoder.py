@@ -199,7 +199,7 @@ class Tensor:
 
 class Network:
     def __init__(self, data: bytes) -> None:
-        assert data[:4] == b"VQM\x01"
+        assert data[:4] == b"VQM\x02"
         assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
         (n,) = struct.unpack_from("<I", data, 4)
         self.config = c = json.loads(zlib.decompress(data[8 : 8 + n]))
@@ -207,6 +207,7 @@ class Network:
         words = data[12 + n : -4]
         self.coder = RangeDecoder(struct.unpack(f"<{len(words) // 4}I", words))
         self.counts: dict[str, Vector] = {}
+        self.code_counts = [[1 + 2 ** (q + 13) // (2**q + 16 * abs(k)) ** 2 for k in range(-63, 64)] for q in range(12)]
         self.tensors: dict[str, Tensor] = {}
         self.positions = c["height"] * c["width"]
         self.bound = min(32767, (2**24 - 1) // c["dim"])
@@ -237,20 +238,41 @@ class Network:
         kind = ".".join(part for part in name.split(".") if not part.isdigit())
         codes = accumulate(self.symbols(f"{kind} scales", 256, scales or rows))
         multipliers = [(c + 128) % 256 - 128 for c in codes]
-        flat = [x - 63 for x in self.symbols(kind, 127, rows * columns)]
-        self.tensors[name] = Tensor([flat[i : i + columns] for i in range(0, len(flat), columns)], multipliers)
+        spreads = self.symbols(f"{kind} spreads", 12, rows)
+        step = max(1, 512 // columns)
+        found, expected = [64] * columns, 64
+        matrix: Matrix = []
+        for first in range(0, rows, step):
+            told = spreads[first : first + step]
+            contexts = [min((2**r * a // (3 * expected)).bit_length(), 11) for r in told if r > 0 for a in found]
+            flat = iter(self.codes(contexts))
+            block = [[next(flat) if r > 0 else 0 for _ in range(columns)] for r in told]
+            for j in range(columns):
+                found[j] += 16 * sum(abs(row[j]) for row in block)
+            expected += sum(2**r // 2 for r in told if r > 0)
+            matrix += block
+        self.tensors[name] = Tensor(matrix, multipliers)
+
+    def codes(self, contexts: Sequence[int]) -> Vector:
+        found: Vector = []
+        for i in range(0, len(contexts), 128):
+            block = contexts[i : i + 128]
+            bounds = [alphabet(counts) for counts in self.code_counts]
+            new = [self.coder.symbol(bounds[q]) for q in block]
+            for q, x in zip(block, new):
+                self.code_counts[q][x] += 16
+            found += [x - 63 for x in new]
+        return found
 
     def symbols(self, kind: str, size: int, count: int) -> Vector:
         counts = self.counts.setdefault(kind, [1] * size)
         found: Vector = []
-        block = 16
         while len(found) < count:
             bounds = alphabet(counts)
-            new = [self.coder.symbol(bounds) for _ in range(min(block, count - len(found)))]
+            new = [self.coder.symbol(bounds) for _ in range(min(16, count - len(found)))]
             for x in new:
                 counts[x] += 16
             found += new
-            block = min(2 * block, 1024)
         return found
 
     def self_test(self) -> int:

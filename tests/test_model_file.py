@@ -41,6 +41,44 @@ def test_size_follows_the_entropy_of_the_codes():
     assert np.log2(63) < 8 * wide / weights < np.log2(63) + 0.6
 
 
+def test_rows_of_zeros_cost_next_to_nothing():
+    config = tiny_config(dim=64, hidden=256)
+    tensors = dict(random_tensors(config))
+    whole = len(write_model(config, tensors, 0))
+    codes, scales = tensors["blocks.0.up"]
+    codes, scales = codes.copy(), scales.copy()
+    codes[100:] = 0
+    scales[100:] = scales[99]
+    tensors["blocks.0.up"] = codes, scales
+    saved = whole - len(write_model(config, tensors, 0))
+    assert saved > 0.99 * 156 * 64 * np.log2(49) / 8
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_and_columns_of_small_codes_take_fewer_bits(axis):
+    config = tiny_config(dim=64, hidden=256)
+    even, uneven = (dict(random_tensors(config, spread=s)) for s in (24, 24))
+    for name, (codes, scales) in uneven.items():
+        codes = codes.copy()
+        small = codes.swapaxes(0, axis)[::2]
+        small //= 16  # -2..1
+        uneven[name] = codes, scales
+    saved = len(write_model(config, even, 0)) - len(write_model(config, uneven, 0))
+    assert saved > 0.9 * np.log2(49 / 4) / 2 * config.parameters() / 8
+
+
+def test_the_table_of_sizes_adds_up_to_the_file():
+    quantise = pytest.importorskip("vqcomp.quantise", reason="needs torch")
+    data = write_model(CONFIG, random_tensors(CONFIG), 0)
+    rows = quantise.table(random_tensors(CONFIG))
+    assert [(row.name, row.parameters) for row in rows] == [
+        (name, shape[0] * shape[1]) for name, (shape, _) in CONFIG.tensor_shapes().items()
+    ]
+    assert sum(row.bytes for row in rows) == pytest.approx(len(data) - read_config(data)[2] - 4, abs=8)
+    for row in rows:
+        assert row.bits_per_weight == pytest.approx(8 * row.bytes / row.parameters)
+
+
 @given(st.integers(0, 8 * len(MODEL) - 1))
 @settings(deadline=None)
 def test_any_flipped_bit_is_found(bit):
@@ -72,7 +110,7 @@ def test_any_truncation_is_found(length):
 )
 def test_impossible_configs_are_refused(change, message):
     header = zlib.compress(json.dumps({**CONFIG.to_dict(), **change}).encode())
-    body = b"VQM\x01" + struct.pack("<I", len(header)) + header + bytes(8)
+    body = b"VQM\x02" + struct.pack("<I", len(header)) + header + bytes(8)
     with pytest.raises(ModelError, match=message):
         read_config(body + struct.pack("<I", zlib.crc32(body)))
 

@@ -19,9 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .quantise import FINENESS, FINENESS_TABLES, SMALLEST, LearnedStep, adaptive_bits, code_bits, occurrences, quantise
+from .quantise import (
+    FINENESS,
+    FINENESS_TABLES,
+    SMALLEST,
+    LearnedStep,
+    adaptive_bits,
+    code_bits,
+    code_contexts,
+    occurrences,
+    quantise,
+    shared_scales,
+)
 from .runtime.config import ACTIVATION_MAX, ModelConfig, Offset
 from .runtime.errors import ModelError
+from .runtime.weights import SPREADS
 
 NORM_MEAN = 25
 """Mean absolute code after `norm`; in the unit of 1/32 that is the 0.8 of a standard normal variable."""
@@ -419,7 +431,8 @@ class FrameGPT(nn.Module):
 
     def weight_bits(self) -> Tensor:
         """Size of all weights and scales as `runtime.weights.write_model` codes them, in bits, with a gradient."""
-        kinds: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        scaled, coded, contexts = [], [], []
+        told: dict[str, list[Tensor]] = {}
         changes: dict[str, list[Tensor]] = {}
         for name, scales in self._scales.items():
             weight, unit = self.get_parameter(name), self.unit(name)
@@ -429,18 +442,25 @@ class FrameGPT(nn.Module):
             fineness = self._fineness(name)
             if isinstance(fineness, Tensor):
                 step = step * torch.exp2(-fineness)
-            scaled = rows / (step * (m / step).detach())  # the gradient is that of a step that is not rounded
-            kinds.setdefault(_kind(name), []).append((scaled.flatten(), codes.flatten()))
+            # The gradient is that of a step that is not rounded.
+            scaled.append((rows / (step * (m / step).detach())).flatten())
+            coded.append(codes.flatten())
+            context, spread = code_contexts(codes)
+            contexts.append(context.flatten())
+            told.setdefault(_kind(name), []).append(spread)
+            exponents = shared_scales(codes, exponents)
             changes.setdefault(_kind(name), []).append(exponents.diff(prepend=exponents.new_zeros(1)))
-        parts = [code_bits(*(torch.cat(x) for x in zip(*pairs, strict=True))) for pairs in kinds.values()]
-        parts += [adaptive_bits(occurrences(torch.cat(c).remainder(256), 256)).float() for c in changes.values()]
-        return torch.stack(parts).sum()
+        bits = code_bits(torch.cat(scaled), torch.cat(coded), torch.cat(contexts))
+        rest = [adaptive_bits(occurrences(torch.cat(x), SPREADS)) for x in told.values()]
+        rest += [adaptive_bits(occurrences(torch.cat(x).remainder(256), 256)) for x in changes.values()]
+        return bits + torch.stack(rest).sum().to(bits.dtype)
 
     def export(self) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """The integer network: config, and for each tensor int8 codes (rows, cols) and int8 scale codes (scales,)."""
         tensors = {}
         for name in self.config.tensor_shapes():
             codes, _, scales = self._quantise(name)
+            scales = shared_scales(codes, scales)
             tensors[name] = (codes.to(torch.int8).cpu().numpy(), scales.to(torch.int8).cpu().numpy())
         return self.config, tensors
 

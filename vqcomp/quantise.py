@@ -9,12 +9,16 @@ arXiv 2301.13142).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .runtime.coder import PRECISION
 from .runtime.config import WEIGHT_MAX
+from .runtime.engine import Tensors
+from .runtime.weights import BLOCK, SPREADS, WeightCoder, code_counts
 
 FINENESS = 2.0
 """Fineness where it is not learned: a standard deviation of 4 steps, about 4 bits of entropy per weight."""
@@ -52,6 +56,14 @@ def quantise(
     return codes, multipliers, exponents
 
 
+def shared_scales(codes: Tensor, scale_codes: Tensor) -> Tensor:
+    """Scale codes (scales,) in which rows of zeros alone, whose scale is of no account, have that of the row before."""
+    scales = scale_codes.numel()
+    live = codes.reshape(scales, -1).abs().amax(1) > 0
+    row = torch.where(live, torch.arange(scales, device=codes.device), 0)
+    return scale_codes[torch.cummax(row, 0).values]
+
+
 class LearnedStep(torch.autograd.Function):
     """Weights (rows, cols) -> what their codes stand for, in the same unit; fineness (scales, 1).
 
@@ -72,24 +84,44 @@ class LearnedStep(torch.autograd.Function):
         return grad, error.mul_(-math.log(2)), None
 
 
-def code_bits(scaled: Tensor, codes: Tensor) -> Tensor:
-    """Bits of the codes (n,) under one adaptive table of `runtime/weights.py`, with a gradient for `scaled` (n,).
+def code_contexts(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (rows, cols) -> the contexts that `runtime.weights` codes them in (rows, cols), the rows' spreads (rows,).
+
+    Codes of a row of zeros alone are not coded; their context is -1.
+    """
+    magnitudes = codes.detach().abs().to(torch.float64)
+    rows, columns = codes.shape
+    mean = magnitudes.mean(1)
+    told = torch.where(mean > 0, (torch.log2(mean + 1e-9).round() + 5).clamp(1, SPREADS - 1), 0.0)
+    step = max(1, BLOCK // columns)
+    blocks = torch.arange(rows, device=codes.device) // step * step
+    expect = torch.where(told > 0, torch.exp2(told - 1), 0.0)
+    found = 64 + 16 * (magnitudes.cumsum(0) - magnitudes)[blocks]
+    expected = 64 + (expect.cumsum(0) - expect)[blocks]
+    x = torch.floor(found * torch.exp2(told)[:, None] / (3 * expected)[:, None])
+    contexts = (torch.log2(x + 0.5).floor() + 1).clamp(max=SPREADS - 1)
+    return torch.where(told[:, None] > 0, contexts, -1.0).to(torch.int64), told
+
+
+def code_bits(scaled: Tensor, codes: Tensor, contexts: Tensor) -> Tensor:
+    """Bits of codes (n,) in their contexts (n,) as `runtime.weights` codes them, with a gradient for `scaled` (n,).
 
     `scaled` are the weights in steps: their codes before rounding. A weight's gradient is what the next larger code
     costs more than the next smaller one, by the frequencies of all n codes.
     """
-    signed = occurrences(codes + WEIGHT_MAX, 2 * WEIGHT_MAX + 1)
-    magnitudes = signed[WEIGHT_MAX:] + signed[: WEIGHT_MAX + 1].flip(0)
+    size = 2 * WEIGHT_MAX + 1
+    coded = contexts >= 0
+    place = torch.where(coded, contexts * size + codes.detach().to(torch.int64) + WEIGHT_MAX, SPREADS * size)
+    counts = occurrences(place, SPREADS * size + 1)[:-1].view(SPREADS, size)
+    prior = torch.as_tensor(code_counts() / 16, device=codes.device)
     # Frequencies of both signs together, and never rising with the magnitude: rare codes are counted too seldom.
-    cost = torch.cummax(-torch.log2(magnitudes / 2 + PRIOR), 0).values
-    place = scaled.detach().abs().floor_().clamp_(0, WEIGHT_MAX - 1).to(torch.int64)
-    slope = cost.diff().to(scaled.dtype)[place] * scaled.detach().sign()
+    both = counts + prior
+    both = both[:, WEIGHT_MAX:] + both[:, : WEIGHT_MAX + 1].flip(1)
+    cost = torch.cummax(-torch.log2(both), 1).values
+    below = scaled.detach().abs().floor().clamp(0, WEIGHT_MAX - 1).to(torch.int64)
+    slope = cost.diff(dim=1).to(scaled.dtype)[contexts.clamp_min(0), below] * coded * scaled.detach().sign()
     moved = (slope * scaled).sum()
-    return adaptive_bits(signed).to(scaled.dtype) + moved - moved.detach()
-
-
-PRIOR = 1 / 16
-"""What a symbol's count starts with, in occurrences: see `runtime.weights.Histogram`."""
+    return adaptive_bits(counts, prior).to(scaled.dtype) + moved - moved.detach()
 
 
 def occurrences(symbols: Tensor, size: int) -> Tensor:
@@ -99,9 +131,42 @@ def occurrences(symbols: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.float64, device=index.device).scatter_add_(0, index, ones)
 
 
-def adaptive_bits(counts: Tensor) -> Tensor:
-    """Bits of symbols that occur so often, coded one after another by frequencies of what was coded before."""
-    prior, size = torch.full_like(counts, PRIOR), counts.numel()
-    total, start = counts.sum() + size * PRIOR, torch.full_like(counts[0], size * PRIOR)
-    nats = torch.lgamma(total) - torch.lgamma(start) - (torch.lgamma(counts + PRIOR) - torch.lgamma(prior)).sum()
-    return nats / math.log(2)
+def adaptive_bits(counts: Tensor, prior: Tensor | float = 1 / 16) -> Tensor:
+    """Bits of symbols that occur `counts` (..., size) times, coded one by one by the frequencies of those before.
+
+    `prior` is added to the frequencies: 1 in units of 16, `runtime.weights` counts an occurrence as 16.
+    """
+    start = torch.zeros_like(counts) + prior
+    nats = torch.lgamma((counts + start).sum(-1)) - torch.lgamma(start.sum(-1))
+    return (nats.sum() - (torch.lgamma(counts + start) - torch.lgamma(start)).sum()) / math.log(2)
+
+
+class TensorSize(NamedTuple):
+    """What a tensor takes in the model file."""
+
+    name: str
+    parameters: int
+    bits_per_weight: float
+    """Scales and spreads counted."""
+    bytes: float
+    vanished: int
+    """Rows of zeros alone."""
+
+
+def table(tensors: Tensors) -> list[TensorSize]:
+    """The size of each tensor of a model in the order of its config, from `FrameGPT.export` or `read_model`."""
+    bits = 0.0
+
+    def measure(symbols: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        nonlocal bits
+        rows = np.arange(len(symbols))
+        bits += float((PRECISION - np.log2(bounds[rows, symbols + 1] - bounds[rows, symbols])).sum())
+        return symbols
+
+    coder, sizes = WeightCoder(measure), []
+    for name, (codes, scales) in tensors.items():
+        bits = 0.0
+        coder.tensor(name, np.array(codes, np.int64), np.array(scales, np.int64))
+        vanished = int((~np.any(codes, 1)).sum())
+        sizes.append(TensorSize(name, codes.size, bits / codes.size, bits / 8, vanished))
+    return sizes

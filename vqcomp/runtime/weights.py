@@ -1,6 +1,6 @@
 """The model file (.vqm): a ModelConfig and its integer weights, range coded.
 
-    magic "VQM\\x01" | u32 length of config | config, JSON, deflated | u32 self-test | streams words | u32 CRC-32
+    magic "VQM\\x02" | u32 length of config | config, JSON, deflated | u32 self-test | streams words | u32 CRC-32
 
 All integers are little-endian. The CRC covers everything before it. FORMAT.md is normative.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,43 +19,66 @@ from .config import WEIGHT_MAX, ModelConfig
 from .engine import Tensors
 from .errors import DamageError, ModelError
 
-MAGIC = b"VQM\x01"
+MAGIC = b"VQM\x02"
 CONFIG_LIMIT = 1 << 20
 WEIGHTS_LIMIT = 1 << 30
 """Readers refuse larger configs (bytes) and models (weights)."""
 
 
-class Histogram:
-    """Adaptive frequencies of a run of symbols; both sides update it alike after each block."""
-
-    def __init__(self, size: int) -> None:
-        self.counts = np.ones(size, np.int64)
-
-    def bounds(self, rows: int) -> np.ndarray:
-        """(rows, size + 1), the same table for each."""
-        return np.broadcast_to(partition(self.counts[None]), (rows, len(self.counts) + 1))
-
-    def update(self, symbols: np.ndarray) -> None:
-        self.counts += 16 * np.bincount(symbols, minlength=len(self.counts))
+SPREADS = 12
+"""Contexts of codes, and values of what is told of a row."""
+BLOCK = 512
+"""Rows of about so many codes are coded by what the rows before say of their columns."""
 
 
-def _blocks(count: int) -> Iterator[slice]:
-    """Short blocks first, while there is much to learn, then blocks of 1024."""
-    start, size = 0, 16
-    while start < count:
-        yield slice(start, min(start + size, count))
-        start, size = start + size, min(2 * size, 1024)
+def code_counts() -> np.ndarray:
+    """Frequencies of codes to begin with, (SPREADS, 127): context q expects a mean magnitude of about 2^q / 16."""
+    q, k = np.arange(SPREADS)[:, None], abs(np.arange(-WEIGHT_MAX, WEIGHT_MAX + 1))
+    return 1 + (1 << (q + 13)) // ((1 << q) + 16 * k) ** 2
 
 
-class _Histograms:
-    """One histogram for each kind of tensor, whichever block it belongs to; scale codes are coded as differences."""
+def spreads(codes: np.ndarray) -> np.ndarray:
+    """What is told of each row: 0 if all its codes are 0, else r for a mean magnitude of about 2^r / 32."""
+    mean = abs(codes).mean(1)
+    return np.where(mean > 0, (np.rint(np.log2(mean + 1e-9)) + 5).clip(1, SPREADS - 1), 0).astype(np.int64)
 
-    def __init__(self) -> None:
-        self.of: dict[str, Histogram] = {}
 
-    def get(self, name: str, size: int) -> Histogram:
+class WeightCoder:
+    """Codes or decodes tensors, one after another; `coder` does so with symbols (n,) by their bounds."""
+
+    def __init__(self, coder: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        self.coder = coder
+        self.counts: dict[str, np.ndarray] = {}
+
+    def code(self, kind: str, start: np.ndarray, symbols: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """By the kind's adaptive frequencies (contexts, size); both sides update them alike after each block."""
+        counts = self.counts.setdefault(kind, start)
+        length = 16 if len(start) == 1 else 128
+        for i in range(0, len(symbols), length):
+            block = slice(i, i + length)
+            symbols[block] = self.coder(symbols[block], partition(counts)[contexts[block]])
+            np.add.at(counts, (contexts[block], symbols[block]), 16)
+        return symbols
+
+    def tensor(self, name: str, codes: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 codes (rows, columns) and scale codes (scales,); in decoding their shapes alone are looked at."""
         kind = ".".join(part for part in name.split(".") if not part.isdigit())
-        return self.of.setdefault(kind, Histogram(size))
+        (rows, columns), alone = codes.shape, np.zeros(codes.size, np.int64)
+        steps = self.code(
+            f"{kind}.scales", np.ones((1, 256), np.int64), np.diff(scales, prepend=0) & 255, alone[: len(scales)]
+        )
+        told = self.code(f"{kind}.spreads", np.ones((1, SPREADS), np.int64), spreads(codes), alone[:rows])[:, None]
+        # Magnitudes in a column so far, and what the spreads let expect of it, both in 1/16.
+        found, expected = np.full(columns, 64), 64
+        step = max(1, BLOCK // columns)
+        for first in range(0, rows, step):
+            block, r = codes[first : first + step], told[first : first + step]
+            context = np.frexp((found << r) // (3 * expected))[1].clip(0, SPREADS - 1)
+            live = r.repeat(columns, 1) > 0
+            block[live] = self.code("", code_counts(), block[live] + WEIGHT_MAX, context[live]) - WEIGHT_MAX
+            found += 16 * abs(block).sum(0)
+            expected += (1 << r >> 1).sum()
+        return codes, np.cumsum(steps)
 
 
 def write_model(config: ModelConfig, tensors: Tensors, check: int) -> bytes:
@@ -64,19 +87,18 @@ def write_model(config: ModelConfig, tensors: Tensors, check: int) -> bytes:
     shapes = config.tensor_shapes()
     if set(shapes) != set(tensors):
         raise ModelError(f"expected the tensors {sorted(shapes)}, found {sorted(tensors)}")
-    encoder, histograms = Encoder(), _Histograms()
+    encoder = Encoder()
 
-    def put(symbols: np.ndarray, histogram: Histogram) -> None:
-        for block in _blocks(len(symbols)):
-            encoder.put_symbols(symbols[block], histogram.bounds(len(symbols[block])))
-            histogram.update(symbols[block])
+    def put(symbols: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        encoder.put_symbols(symbols, bounds)
+        return symbols
 
+    coder = WeightCoder(put)
     for name, (shape, rows) in shapes.items():
-        codes, scales = (np.asarray(a).astype(np.int64) for a in tensors[name])
+        codes, scales = (np.array(a, np.int64) for a in tensors[name])
         if codes.shape != shape or scales.shape != (rows,) or abs(codes).max() > WEIGHT_MAX or abs(scales).max() > 127:
             raise ModelError(f"tensor {name}: expected codes {shape} in -63..63 and {rows} scales in -127..127")
-        put(np.diff(scales, prepend=0) & 255, histograms.get(f"{name}.scales", 256))
-        put(codes.reshape(-1) + WEIGHT_MAX, histograms.get(name, 2 * WEIGHT_MAX + 1))
+        coder.tensor(name, codes, scales)
     header = zlib.compress(json.dumps(config.to_dict(), separators=(",", ":")).encode(), 9)
     body = MAGIC + struct.pack("<I", len(header)) + header + struct.pack("<I", check) + encoder.finish()
     return body + struct.pack("<I", zlib.crc32(body))
@@ -87,7 +109,7 @@ def read_config(data: bytes) -> tuple[ModelConfig, int, int]:
     if data[:3] != MAGIC[:3]:
         raise ModelError("not a vqcomp model: the file does not start with 'VQM'")
     if data[:4] != MAGIC:
-        raise ModelError(f"model format {data[3:4].hex()} is not known; this version reads 01: upgrade vqcomp")
+        raise ModelError(f"model format {data[3:4].hex()} is not known; this version reads 02: upgrade vqcomp")
     if len(data) < 20 or struct.unpack("<I", data[-4:])[0] != zlib.crc32(data[:-4]):
         raise DamageError("the model's checksum does not match: the file is damaged or cut short")
     (length,) = struct.unpack_from("<I", data, 4)
@@ -107,19 +129,10 @@ def read_model(data: bytes) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np
     config, check, start = read_config(data)
     if config.parameters() > WEIGHTS_LIMIT:
         raise ModelError(f"model: {config.parameters()} weights are more than the limit of {WEIGHTS_LIMIT}")
-    decoder, histograms = Decoder(data[start:-4]), _Histograms()
-
-    def get(count: int, histogram: Histogram) -> np.ndarray:
-        symbols = np.empty(count, np.int64)
-        for block in _blocks(count):
-            symbols[block] = decoder.get_symbols(histogram.bounds(len(symbols[block])))
-            histogram.update(symbols[block])
-        return symbols
-
+    decoder = Decoder(data[start:-4])
+    coder = WeightCoder(lambda symbols, bounds: decoder.get_symbols(bounds))
     tensors = {}
     for name, (shape, rows) in config.tensor_shapes().items():
-        steps = get(rows, histograms.get(f"{name}.scales", 256))
-        scales = (np.cumsum(steps) & 255).astype(np.uint8).view(np.int8)
-        codes = get(shape[0] * shape[1], histograms.get(name, 2 * WEIGHT_MAX + 1)) - WEIGHT_MAX
-        tensors[name] = codes.astype(np.int8).reshape(shape), scales
+        codes, scales = coder.tensor(name, np.zeros(shape, np.int64), np.zeros(rows, np.int64))
+        tensors[name] = codes.astype(np.int8), (scales & 255).astype(np.uint8).view(np.int8)
     return config, tensors, check
