@@ -420,10 +420,10 @@ def _training(threads: int | None) -> ModuleType:
     """The module that trains; it imports torch. Raises DependencyError."""
     try:
         import torch
-
-        from .training import fit
     except ImportError as error:
         raise DependencyError("training needs torch, which is not installed: pip install torch") from error
+    from .training import fit
+
     if threads:
         torch.set_num_threads(threads)
     return fit
