@@ -676,9 +676,9 @@ class FactorModel:
         self.match = Map()
         self.online = OnlineNetwork(self.size, positions, before) if self.size <= 4096 else None
         online = self.online is not None
-        start = [0 if given else 1311] * len(numbers) + [0, 0]
-        start += [0 if given else 2**13] * online + [2**14] * given
-        sizes = [8 * self.levels, positions, 24 * self.levels, 10 * self.levels]
+        start = [0 if given else 1049] * len(numbers) + [0, 0]
+        start += [0 if given else 6554] * online + [13107] * given
+        sizes = [8 * self.levels, positions, 10, 24 * self.levels, 27]
         self.sets = [[list(start) for _ in range(size)] for size in sizes]
         self.time = 0
         self.runs: list[Vector] = []
@@ -741,7 +741,8 @@ class FactorModel:
         networks = [tree.opinion(node) for tree in place["trees"]]
         x = [*(opinion for _, _, opinion in looks), self.match.opinion(match, 2**15), 256, *networks]
         sure = min(max(x[-1] // 192 + 12, 0), 23) if networks else 0
-        chosen = (8 * level + min(place["run"], 7), place["s"], 24 * level + sure, 10 * level + place["still"])
+        code = c[0] + 3 * c[1] + 9 * c[2]
+        chosen = (8 * level + min(place["run"], 7), place["s"], place["still"], 24 * level + sure, code)
         weights = [sum(w) for w in zip(*(sets[i] for sets, i in zip(self.sets, chosen)))]
         result = squash(clip(round(dot(weights, x) / 2**16), 2815))
         self.trace.append((p, level, [look[:2] for look in looks], match, x, chosen, result))
@@ -763,7 +764,7 @@ class FactorModel:
         self.match.learn()
         for sets, total in zip(self.sets, sums):
             for i, (n, vector) in total.items():
-                rate = min(64 / n, 1) * (3 * 2.0**-19 * (1 + 128 / (64 + self.time)))
+                rate = min(64 / n, 1) * (2.0**-18 * (1 + 128 / (64 + self.time)))
                 sets[i] = [clip(w + round(a * rate), 2**20) for w, a in zip(sets[i], vector)]
         self.time += 1
         if self.online:

@@ -47,7 +47,7 @@ COUNT_STEPS = np.searchsorted([1, 2, 3, 4, 6, 8, 12, 16, 24], np.arange(COUNT_LI
 """A count, of 10, and a probability, of 33, choose the state of a map."""
 COUNT_STATES = 10 * 33
 MAP_LIMIT = 1023.0
-MIX_RATE = 3 * 2.0**-19
+MIX_RATE = 2.0**-18
 MIX_FRAMES = 64
 """Of the first frames: they teach up to three times as fast as later ones."""
 MIX_DECISIONS = 64
@@ -218,9 +218,9 @@ class TreeMixer:
             contexts = [min(size, ONLINE_MAX) for size in spec.factors[:factor]]
             self.online = OnlineNetwork(self.size, self.positions, len(OFFSETS), 3, contexts)
         # At first a trained network alone is believed; the others must earn their weight.
-        weights = [0.0 if given else 0.02] * self.contexts + [0.0, 0.0]
-        weights += [0.0 if given else 0.125] * (self.online is not None) + [0.25] * given
-        sets = np.cumsum([0, levels * 8, self.positions, levels * 24, levels * 10])
+        weights = [0.0 if given else 0.016] * self.contexts + [0.0, 0.0]
+        weights += [0.0 if given else 0.1] * (self.online is not None) + [0.2] * given
+        sets = np.cumsum([0, levels * 8, self.positions, 10, levels * 24, 27])
         self.first_set = sets[:-1]
         self.weights = np.rint(np.array(weights) * ONE)[:, None].repeat(sets[-1], 1)  # (J, sets)
         self.masses: list[Mass] = []
@@ -254,9 +254,9 @@ class TreeMixer:
         run = np.minimum(run, 7)
         level = np.arange(levels)[:, None]
         self.first_match = self.contexts * COUNT_STATES + 27 * (8 * level + run)
-        # Which set of each kind weighs each decision, (M, L, P); the third kind awaits the last network's opinion.
-        self.chosen = np.stack([8 * level + run, 0 * level + place, 24 * level + 0 * run, 10 * level + still])
-        self.chosen += self.first_set[:, None, None]
+        # Which set of each kind weighs each decision; the last two await the last network's opinion, and the match.
+        kinds = np.broadcast_arrays(8 * level + run, place, still, 24 * level, 0)
+        self.chosen = np.stack(kinds) + self.first_set[:, None, None]  # (M, L, P)
         self.trace: list[tuple[np.ndarray, ...]] = []
         if given is not None:
             self.masses[-1].fill(given()[:count])
@@ -269,9 +269,8 @@ class TreeMixer:
         slot += self.first_slot
         state = np.empty((k + 1, *node.shape), np.int64)
         np.add(self.counts.states.take(slot), self.first_state, out=state[:k])
-        match = (self.parents[here] == node[:, None]) * self.codes[here]  # (L, 3, P)
-        np.sum(match, 1, out=state[k])
-        state[k] += self.first_match[here]
+        match = ((self.parents[here] == node[:, None]) * self.codes[here]).sum(1)  # (L, P)
+        np.add(match, self.first_match[here], out=state[k])
         opinions = np.empty((len(self.weights), *node.shape))  # (J, L, P)
         self.maps.logit.take(state, out=opinions[: k + 1], mode="clip")
         opinions[k + 1] = LOGIT
@@ -280,7 +279,8 @@ class TreeMixer:
         chosen = self.chosen[:, here]
         if self.masses:
             sure = opinions[-1].astype(np.int64) // 192 + 12
-            chosen[2] += np.minimum(np.maximum(sure, 0), 23)
+            chosen[3] += np.minimum(np.maximum(sure, 0), 23)
+        chosen[4] += match
         weights = self.weights.take(chosen, 1).sum(1)  # (J, L, P)
         weights *= opinions
         x = weights.sum(0)
