@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..model import FrameGPT
 from ..presets import DEFAULT, PRESETS, preset_for
 from ..runtime.config import ModelConfig
-from ..runtime.engine import Engine
+from ..runtime.engine import Engine, Tensors
 from ..runtime.errors import InputError
 from ..runtime.exact import make_ops
 from ..runtime.gpt import self_test
@@ -74,29 +74,12 @@ def fit(
     settings: fields of TrainConfig that differ from the preset's. preset: the default, or with `init` the one of its
     network; step sizes are then FINE_TUNING times the preset's. Raises InputError, ModelError.
     """
-    if preset is not None and preset not in PRESETS:
-        raise InputError(f"no preset {preset!r}: expected one of {', '.join(PRESETS)}")
-    network, tensors = None, None
-    if init:
-        network, tensors, _ = read_model(init.data)
-        _require_fit(init.name, network, spec, preset)
-        preset = preset or _preset_of(network)
-    chosen = PRESETS[preset or DEFAULT]
-    config = TrainConfig(**chosen.settings)
-    if init:
-        config = replace(
-            config,
-            learning_rate=FINE_TUNING * config.learning_rate,
-            muon_rate=FINE_TUNING * config.muon_rate,
-        )
-    config = replace(config, **parse_settings(settings))
+    network, config, tensors = _prepare(settings, spec, preset, init)
     with stored(segments, spec, out.parent) as frames:
         result = train(
-            frames, network or chosen.network(spec), config, init=tensors, out=out, resume=resume, device=device,
-            progress=report, watch=watch,
-        )  # fmt: skip
-        network, tensors = result.model.export()
-        data = write_model(network, tensors, self_test(Engine(network, tensors, make_ops("numpy"))))
+            frames, network, config, init=tensors, out=out, resume=resume, device=device, progress=report, watch=watch
+        )
+        data = _coded(result.model)
         if result.is_first:
             card = describe(out.stem, data, result, config, [s.name for s in segments], command)
             with replacing(out.with_suffix(".md")) as temporary:
@@ -120,8 +103,8 @@ def fit_to(
     """The .vqm of a network that was trained for `seconds` on all of these segments, to code these alone.
 
     Its size goes by the number of tokens, but on a CPU, where a step of a larger one takes minutes, it is `small` at
-    most; it starts from `start` unless that has less than half as many weights. Temporary files are in
-    `folder`. Raises InputError, ModelError.
+    most; it starts from `start` unless that has less than half as many weights. Temporary files are in `folder`.
+    Raises InputError, ModelError.
     """
     tokens = sum(s.tokens for s in segments)
     preset = preset_for(tokens if find_device(device).type == "cuda" else min(tokens, CPU_TOKENS))
@@ -131,13 +114,32 @@ def fit_to(
     if report:
         report(f"training for {seconds:,.0f} s: {f'starting from {start.name}' if start else f'a new {preset}'}")
     settings = {"time": seconds, "for_segments": float(len(segments)), **BY_HEART}
-    with tempfile.TemporaryDirectory(prefix=".vqcomp-", dir=folder) as place:
-        out = Path(place) / "trained.vqm"
-        fit(
-            segments, spec, out, settings, preset=None if start else preset, init=start, device=device, report=report,
-            watch=watch,
-        )  # fmt: skip
-        return out.read_bytes()
+    network, config, tensors = _prepare(settings, spec, None if start else preset, start)
+    with stored(segments, spec, folder) as frames:
+        result = train(frames, network, config, init=tensors, device=device, progress=report, watch=watch)
+    return _coded(result.model)
+
+
+def _prepare(
+    settings: Mapping[str, Any], spec: TokenSpec, preset: str | None, init: Start | None
+) -> tuple[ModelConfig, TrainConfig, Tensors | None]:
+    """The network, how to train it, and the weights to start from, if any. Raises InputError, ModelError."""
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"no preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    if init is None:
+        chosen = PRESETS[preset or DEFAULT]
+        return chosen.network(spec), TrainConfig(**{**chosen.settings, **parse_settings(settings)}), None
+    network, tensors, _ = read_model(init.data)
+    _require_fit(init.name, network, spec, preset)
+    usual = TrainConfig(**PRESETS[preset or _preset_of(network)].settings)
+    slower = {name: FINE_TUNING * getattr(usual, name) for name in ("learning_rate", "muon_rate")}
+    return network, replace(usual, **{**slower, **parse_settings(settings)}), tensors
+
+
+def _coded(model: FrameGPT) -> bytes:
+    """The .vqm of a trained network."""
+    network, tensors = model.export()
+    return write_model(network, tensors, self_test(Engine(network, tensors, make_ops("numpy"))))
 
 
 def _preset_of(network: ModelConfig) -> str:
