@@ -186,5 +186,8 @@ def _decisions(ones: np.ndarray) -> np.ndarray:
 
     Weights that are frequencies less one, and sum to 2^24 - 2, are taken as they are (Categorical with perfect=False).
     """
-    high = ones * ((1 << 24) // PROBABILITY)
-    return np.stack([((1 << 24) - 1) - high, high - 1], axis=1)
+    weights = np.empty((len(ones), 2))
+    np.multiply(ones, (1 << 24) // PROBABILITY, out=weights[:, 1])
+    np.subtract((1 << 24) - 1, weights[:, 1], out=weights[:, 0])
+    weights[:, 1] -= 1
+    return weights

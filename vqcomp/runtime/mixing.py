@@ -182,7 +182,7 @@ class Mass:
         p = self.tree.take(at)
         p /= np.maximum(total, np.float32(2.0**-64))
         p *= np.float32(PROBABILITY)
-        np.clip(p, 1, PROBABILITY - 1, out=p)
+        np.minimum(np.maximum(p, 1, out=p), PROBABILITY - 1, out=p)
         STRETCH.take(p.astype(np.int64), out=out, mode="clip")
 
 
@@ -255,8 +255,9 @@ class TreeMixer:
         level = np.arange(levels)[:, None]
         self.first_match = self.contexts * COUNT_STATES + 27 * (8 * level + run)
         # Which set of each kind weighs each decision; the last two await the last network's opinion, and the match.
-        kinds = np.broadcast_arrays(8 * level + run, place, still, 24 * level, 0)
-        self.chosen = np.stack(kinds) + self.first_set[:, None, None]  # (M, L, P)
+        self.chosen = np.empty((len(self.first_set), levels, count), np.int64)  # (M, L, P)
+        for chosen, first, of in zip(self.chosen, self.first_set, (8 * level + run, place, still, 24 * level, 0)):
+            np.add(first, of, out=chosen)
         self.trace: list[tuple[np.ndarray, ...]] = []
         if given is not None:
             self.masses[-1].fill(given()[:count])
@@ -286,8 +287,8 @@ class TreeMixer:
         x = weights.sum(0)
         x /= ONE
         np.rint(x, out=x)
-        np.clip(x, -LOGIT_MAX, LOGIT_MAX, out=x)
-        probability = SQUASH.take(x.astype(np.int64) + LOGIT_MAX)
+        x += LOGIT_MAX
+        probability = SQUASH.take(x.astype(np.int64), mode="clip")
         self.trace.append((slot, state, opinions, probability))
         return probability
 

@@ -200,5 +200,5 @@ class OnlineNetwork:
         self.rows.step(gradient)
         picked = (error[self.row, self.copies] * self.known)[: self.count]  # (P, N)
         single = np.bincount(self.gates.reshape(-1), np.stack([picked, picked], 1).reshape(-1), self.first_single[-1])
-        single[: self.vocabulary] += error.sum(0, dtype=np.float64)
+        single[: self.vocabulary] += error.reshape(-1, BLOCK, self.vocabulary).sum(1).sum(0, dtype=np.float64)
         self.singles.step(single.astype(np.float32)[:, None])
