@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vqcomp.model import LOGIT, FrameGPT, default_copies, default_flags, product
-from vqcomp.quantise import LearnedStep, multiplier, quantise
+from vqcomp.quantise import LearnedStep, multiplier, quantise, shared_scales, table
 from vqcomp.runtime.config import WEIGHT_MAX, ModelConfig
 from vqcomp.runtime.weights import read_config, write_model
 
@@ -242,6 +242,25 @@ def test_weight_bits_are_the_size_that_the_weights_are_coded_in(config, learned)
     data = write_model(config, tensors, 0)
     coded = 8 * (len(data) - read_config(data)[2] - 4)
     assert model.weight_bits().item() == pytest.approx(coded, rel=0.05)
+
+
+def test_weight_bits_follow_the_coder_where_rows_and_columns_differ():
+    config = make_config(dim=64, hidden=256, rank=32)
+    model = make_model(config, learned_steps=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("steps."):
+                parameter.copy_(torch.rand_like(parameter) * 6 - 3)
+        model.get_parameter("blocks.0.down")[:, ::2] *= 0.1
+        _, tensors = model.export()
+        coded = 8 * sum(row.bytes for row in table(tensors))
+        assert 0.1 < np.mean([not row.any() for row in tensors["blocks.0.up"][0]]) < 0.5
+        assert model.weight_bits().item() == pytest.approx(coded, rel=0.02)
+
+
+def test_rows_of_zeros_take_the_scale_of_the_row_before():
+    codes = torch.tensor([[0, 0], [1, 0], [0, 0], [0, 0], [0, 2]])
+    assert shared_scales(codes, torch.tensor([3, 5, 7, -9, 4])).tolist() == [3, 5, 5, 5, 4]
 
 
 def test_a_step_twice_as_long_saves_a_bit_of_each_weight():

@@ -89,7 +89,7 @@ def code_contexts(codes: Tensor) -> tuple[Tensor, Tensor]:
 
     Codes of a row of zeros alone are not coded; their context is -1.
     """
-    magnitudes = codes.detach().abs().to(torch.float64)
+    magnitudes = codes.detach().abs()
     rows, columns = codes.shape
     mean = magnitudes.mean(1)
     told = torch.where(mean > 0, (torch.log2(mean + 1e-9).round() + 5).clamp(1, SPREADS - 1), 0.0)

@@ -39,8 +39,9 @@ def code_counts() -> np.ndarray:
 
 def spreads(codes: np.ndarray) -> np.ndarray:
     """What is told of each row: 0 if all its codes are 0, else r for a mean magnitude of about 2^r / 32."""
-    mean = abs(codes).mean(1)
-    return np.where(mean > 0, (np.rint(np.log2(mean + 1e-9)) + 5).clip(1, SPREADS - 1), 0).astype(np.int64)
+    total = abs(codes).sum(1)
+    squares = 2048 * total**2 // codes.shape[1] ** 2
+    return np.where(total > 0, ((np.frexp(squares)[1] - 1) // 2).clip(1, SPREADS - 1), 0).astype(np.int64)
 
 
 class WeightCoder:
