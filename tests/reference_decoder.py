@@ -421,7 +421,7 @@ def decode_adaptive(
                         token[f] = coder.symbol(bounds)
         return segments
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    models = [FactorModel(spec, f, network is not None) for f in range(len(factors))]
+    models = [FactorModel(spec, f, network) for f in range(len(factors))]
     pasts = [Past(network) if network else None for _ in lengths]
     for t in range(max(lengths)):
         order = [i for i in order if lengths[i] > t]
@@ -558,9 +558,13 @@ def in_order(sums: Sequence[float]) -> float:
 class OnlineNetwork:
     LAMBDA = bits(0x4338AA3B)
 
-    def __init__(self, size: int, positions: int, before: Sequence[int]) -> None:
+    def __init__(self, size: int, positions: int, before: Sequence[int], known: Matrix | None) -> None:
         self.size = size
         self.e = [Row([self.noise(64 * v + d) for d in range(64)], 7864.32) for v in range(size)]
+        if known:
+            for row, codes in zip(self.e, known):  # which is longer by one
+                row.weights[: len(codes)] = [2**10 * code for code in codes[:64]]
+                row.q = 2**22
         self.e.append(Row([0] * 64, 7864.32))
         diagonals = [2**16, 2**15, 2**15, 0, 0, 0, 0]
         self.m = [[Row([x * (k == d) for d in range(64)], 458.752) for k in range(64)] for x in diagonals]
@@ -662,7 +666,9 @@ class Tree:
 
 
 class FactorModel:
-    def __init__(self, spec: dict[str, Any], f: int, given: bool) -> None:
+    def __init__(self, spec: dict[str, Any], f: int, network: Network | None) -> None:
+        given = network is not None
+        known = network.tensors[f"embed.{f}"].rows if network else None
         self.height, self.width, self.f, self.size = spec["height"], spec["width"], f, spec["factors"][f]
         self.levels = (self.size - 1).bit_length()
         self.positions = positions = self.height * self.width
@@ -674,7 +680,7 @@ class FactorModel:
         self.before = before
         self.counts = [Counts(size, self.levels, n) for n in numbers]
         self.match = Map()
-        self.online = OnlineNetwork(self.size, positions, before) if self.size <= 4096 else None
+        self.online = OnlineNetwork(self.size, positions, before, known) if self.size <= 4096 else None
         online = self.online is not None
         start = [0 if given else 1049] * len(numbers) + [0, 0]
         start += [0 if given else 6554] * online + [13107] * given

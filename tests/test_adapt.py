@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqcomp.choice import shipped_models
 from vqcomp.runtime import mixing, online
 from vqcomp.runtime.adapt import AdaptiveCodec
+from vqcomp.runtime.codec import make_codec
 from vqcomp.runtime.errors import DamageError, InputError
 from vqcomp.runtime.spec import TokenSpec
 
@@ -86,6 +88,20 @@ def test_random_tokens_take_no_more_than_uniform(size):
     tokens = np.random.default_rng(size).integers(0, size, (40, 128, 1)).astype(np.int32)
     (stream,) = round_trip(AdaptiveCodec(spec), [[tokens]])
     assert len(stream) <= tokens.size * np.log2(size) / 8 * 1.0001 + 8
+
+
+@pytest.mark.parametrize("tokens", ["random", "constant", "staying"])
+def test_learning_on_top_of_a_network_is_never_worse(tokens):
+    model = shipped_models()["commavq-nano"].data
+    given = {
+        "random": np.random.default_rng(0).integers(0, 1024, (20, 128, 1)).astype(np.int32),
+        "constant": np.full((20, 128, 1), 7, np.int32),
+        "staying": segment(COMMA, 20, 5),
+    }[tokens]
+    alone, mixed = (
+        make_codec(COMMA, model, adapt=adapt, device="numpy").encode([[given]])[0] for adapt in (False, True)
+    )
+    assert len(mixed) <= len(alone) * 1.001 + 8
 
 
 def test_constant_tokens_take_almost_nothing_after_the_first_frame():
@@ -197,7 +213,7 @@ def test_products_of_the_largest_codes_are_exact():
 def test_a_network_that_knows_is_believed():
     spec = TokenSpec(4, 4, (64,))
     rng = np.random.default_rng(0)
-    mixer = mixing.TreeMixer(spec, 0, 1, given=True)
+    mixer = mixing.TreeMixer(spec, 0, 1, np.zeros((64, 2)))
     level = np.arange(6)[:, None]
     for _ in range(60):
         tokens = rng.integers(0, 64, 16)

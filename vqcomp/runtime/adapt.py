@@ -18,6 +18,7 @@ import constriction
 import numpy as np
 
 from .codec import Codec, Progress, lockstep
+from .engine import Engine
 from .errors import DamageError, InputError
 from .mixing import ONLINE_MAX, PROBABILITY, Given, TreeMixer
 from .spec import TokenSpec
@@ -33,6 +34,8 @@ POSITIONS_MAX = 1 << 18
 
 class Network(Protocol):
     """A trained network that predicts frames: see `gpt.FramePredictor`."""
+
+    engine: Engine
 
     def start(self, segments: int) -> None:
         """Before the first frame of so many segments."""
@@ -132,10 +135,13 @@ class AdaptiveCodec(Codec):
 
     def _start(self, segments: list[np.ndarray]) -> tuple[list[TreeMixer], list[Given | None]]:
         """A mixer for each factor, and what the network says of the first frame."""
+        factors = range(len(self.spec.factors))
+        codes: list[np.ndarray | None] = [None for _ in factors]
         if self.network:
             _POOL.submit(self.network.start, len(segments))
-        factors = range(len(self.spec.factors))
-        mixers = [TreeMixer(self.spec, f, len(segments), self.network is not None) for f in factors]
+            engine = self.network.engine
+            codes = [engine.ops.host(weight).T for weight, _ in engine.output]  # of each factor's tokens, (V, R)
+        mixers = [TreeMixer(self.spec, f, len(segments), codes[f]) for f in factors]
         return mixers, self._given(np.full((len(segments), self.spec.positions, len(factors)), -1, np.int64))
 
     def _given(self, before: np.ndarray, last: bool = False) -> list[Given | None]:

@@ -189,8 +189,9 @@ class Mass:
 class TreeMixer:
     """Predicts and learns one factor's tokens: `begin` a frame, `predict` level by level or all at once, `update`."""
 
-    def __init__(self, spec: TokenSpec, factor: int, segments: int, given: bool = False):
-        """segments: how many start out in the group; given: whether `begin` is given a trained network's opinion."""
+    def __init__(self, spec: TokenSpec, factor: int, segments: int, codes: np.ndarray | None = None):
+        """segments: how many start out in the group; codes: see OnlineNetwork, if `begin` is given an opinion."""
+        given = codes is not None
         self.size, self.positions = spec.factors[factor], spec.positions
         self.levels = levels = (self.size - 1).bit_length()
         self.past = Past(spec, factor, segments)
@@ -216,7 +217,7 @@ class TreeMixer:
         self.online = None
         if self.size <= ONLINE_MAX:
             contexts = [min(size, ONLINE_MAX) for size in spec.factors[:factor]]
-            self.online = OnlineNetwork(self.size, self.positions, len(OFFSETS), 3, contexts)
+            self.online = OnlineNetwork(self.size, self.positions, len(OFFSETS), 3, contexts, codes)
         # At first a trained network alone is believed; the others must earn their weight.
         weights = [0.0 if given else 0.016] * self.contexts + [0.0, 0.0]
         weights += [0.0 if given else 0.1] * (self.online is not None) + [0.2] * given

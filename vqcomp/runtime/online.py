@@ -49,6 +49,10 @@ DECAY = 512.0
 FLOOR = 256.0
 """Keeps the first steps finite, in steps of a gradient."""
 NOISE = 4500
+KNOWN = 1024.0
+"""Steps of a weight for each of a trained network's codes."""
+KNOWN_SQUARES = float(1 << 22)
+"""Rows that start from such codes take smaller steps at first."""
 RUNS = 16
 BLOCK = 64
 """Positions whose gradients are summed exactly; the blocks' sums are added one after another."""
@@ -101,8 +105,19 @@ class _Weights:
 class OnlineNetwork:
     """Probabilities of the tokens of a frame."""
 
-    def __init__(self, vocabulary: int, positions: int, past: int, gates: int, contexts: list[int]):
-        """past (J) tokens to read, of which the first `gates` (N) can be pointed at; sizes of further contexts."""
+    def __init__(
+        self,
+        vocabulary: int,
+        positions: int,
+        past: int,
+        gates: int,
+        contexts: list[int],
+        codes: np.ndarray | None = None,
+    ):
+        """past (J) tokens to read, of which the first `gates` (N) can be pointed at; sizes of further contexts.
+
+        codes: what a trained network has learned of the tokens, integers (V, any number) within a byte, to start from.
+        """
         self.vocabulary, self.positions, self.past_count, self.gate_count = vocabulary, positions, past, gates
         # OpenBLAS starts no threads for products of blocks of this size: the waiting would cost more than they do.
         self.columns = BLOCK if vocabulary % BLOCK == 0 else vocabulary
@@ -114,6 +129,9 @@ class OnlineNetwork:
         rates = np.repeat([RATE, RATE_MATRIX] + [RATE_CONTEXT] * (len(sizes) - 2), sizes)
         self.rows = _Weights(rows, rates)
         self.table, self.matrix = np.split(rows, self.first[1:3])[:2]
+        if codes is not None:
+            self.table[:-1, : codes.shape[1]] = codes[:, :WIDTH] * KNOWN
+            self.rows.squares[:vocabulary] = KNOWN_SQUARES
         for j in range(gates):
             np.fill_diagonal(self.matrix[j * WIDTH :], UNIT if j == 0 else UNIT / 2)
         # Single weights: biases of the tokens, gates of positions and of runs.
