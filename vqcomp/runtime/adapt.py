@@ -18,7 +18,6 @@ import constriction
 import numpy as np
 
 from .codec import Codec, Progress, lockstep
-from .engine import Engine
 from .errors import DamageError, InputError
 from .mixing import ONLINE_MAX, PROBABILITY, Given, TreeMixer
 from .spec import TokenSpec
@@ -35,7 +34,8 @@ POSITIONS_MAX = 1 << 18
 class Network(Protocol):
     """A trained network that predicts frames: see `gpt.FramePredictor`."""
 
-    engine: Engine
+    engine: Any
+    """An `Engine`, named here without an import: archives of what learns alone need not carry it."""
 
     def start(self, segments: int) -> None:
         """Before the first frame of so many segments."""
