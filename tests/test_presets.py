@@ -29,10 +29,11 @@ def test_presets_have_as_many_weights_as_they_say(name):
     said = re.match(r"([\d.]+) M weights", PRESETS[name].about)
     if said:
         found = PRESETS[name].network(COMMAVQ).parameters() / 1e6
-        assert f"{found:.{1 if found < 10 else 0}f}" == said[1]
+        decimals = len(said[1].partition(".")[2])
+        assert f"{found:.{decimals}f}" == said[1]
 
 
-@pytest.mark.parametrize("name", ["nano", "mini", "small"])
+@pytest.mark.parametrize("name", ["pico", "nano", "mini", "small"])
 def test_presets_of_shipped_models_make_their_networks(name):
     shipped = shipped_models().get(f"commavq-{name}")
     if shipped is None:

@@ -317,7 +317,7 @@ def train(
     """Train a FrameGPT on `data`, whose segments must share a grid, and write it as a .vqm file.
 
     Beside it come to lie a card (.md, which quotes `command`), a log (.csv) and a checkpoint (.ckpt), from which
-    resume=True goes on. `settings` are fields of train.TrainConfig; preset: see presets.PRESETS, by default "small" or
+    resume=True goes on. `settings` are fields of train.TrainConfig; preset: see presets.PRESETS, by default "mini" or
     what `init`, a shipped model or a .vqm to start from, is. `report` gets lines, `watch` the state after each step.
     Raises InputError, ModelError, DependencyError (no torch).
     """

@@ -418,7 +418,7 @@ _PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, p
 @cli.command(epilog=_PRESETS)
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="MODEL.vqm", help="File to write.")
-@click.option("--preset", metavar="NAME", help="Network and recipe, see below  [default: small, or that of --init]")
+@click.option("--preset", metavar="NAME", help="Network and recipe, see below  [default: mini, or that of --init]")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Optimiser steps.")
 @click.option("--time", callback=_parse_time, metavar="TIME", help="Train for so long (90s, 20m, 2h) instead.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Windows at a time.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from .runtime.config import ModelConfig, Offset
@@ -13,8 +14,8 @@ PAST = 8
 """Past frames that flags and copies look at."""
 
 
-def small(spec: TokenSpec) -> ModelConfig:
-    """A FrameGPT of about 0.7 million weights, as the shipped one. Raises ModelError for grids too large."""
+def network(spec: TokenSpec, /, **sizes: int) -> ModelConfig:
+    """A FrameGPT of about 0.7 million weights, but for the fields given. Raises ModelError for grids too large."""
     from .model import default_copies, default_flags  # imports torch, for which --help does not wait
 
     def inside(offset: Offset) -> bool:
@@ -36,41 +37,9 @@ def small(spec: TokenSpec) -> ModelConfig:
         flags=tuple(pair for pair in default_flags(PAST) if all(inside(offset) for offset in pair)),
         copies=tuple(offset for offset in default_copies(PAST) if inside(offset)),
     )
+    config = replace(config, **sizes)  # type: ignore[arg-type]
     config.check()
     return config
-
-
-def nano(spec: TokenSpec) -> ModelConfig:
-    """A FrameGPT of about 0.2 million weights, as the shipped one."""
-    return replace(small(spec), dim=64, spatial_heads=1, temporal_heads=1, hidden=256, rank=32)
-
-
-def mini(spec: TokenSpec) -> ModelConfig:
-    """A FrameGPT of about 0.3 million weights, as the shipped one."""
-    return replace(small(spec), dim=80, blocks=4, spatial_heads=1, temporal_heads=1, hidden=256)
-
-
-def base(spec: TokenSpec) -> ModelConfig:
-    """A FrameGPT of about 9.4 million weights, for thousands of segments. Raises ModelError for grids too large."""
-    config = replace(
-        small(spec), dim=384, blocks=5, spatial_heads=3, temporal_heads=3, head_dim=64, hidden=1600, rank=96, window=16
-    )
-    config.check()
-    return config
-
-
-def large(spec: TokenSpec) -> ModelConfig:
-    """A FrameGPT of about 33 million weights, for all of commaVQ. Raises ModelError for grids too large."""
-    config = replace(
-        small(spec), dim=576, blocks=9, spatial_heads=4, temporal_heads=5, head_dim=64, hidden=2000, rank=128, window=16
-    )
-    config.check()
-    return config
-
-
-def world_model(spec: TokenSpec) -> ModelConfig:
-    """`small` for 1X's metric: it sees all of a window of 16 frames. Raises ModelError for grids too large."""
-    return replace(small(spec), window=16)
 
 
 @dataclass(frozen=True)
@@ -103,16 +72,30 @@ _MANY = {
 }
 """Where data are plenty there is little to fear from learning them by heart. Never run at that scale: a first guess."""
 
+_ONE_SEGMENT = {"evaluate_every": 200, "muon_rate": 0.02, "decay": 0.85}
+_THIN = {"spatial_heads": 1, "temporal_heads": 1}
+
 PRESETS = {
+    "pico": Preset(
+        "0.06 M weights, the shipped commavq-pico",
+        partial(network, **_THIN, dim=32, blocks=2, hidden=128, rank=16),
+        {
+            **_ONE_SEGMENT,
+            "steps": 1800,
+            "weight_decay": 0.2,
+            "average": 0.995,
+            "dropout": 0.1,
+            "token_dropout": 0.05,
+            "code_dropout": 0.03,
+        },
+    ),
     "nano": Preset(
         "0.2 M weights, the shipped commavq-nano",
-        nano,
+        partial(network, **_THIN, dim=64, hidden=256, rank=32),
         {
+            **_ONE_SEGMENT,
             "steps": 1800,
-            "evaluate_every": 200,
-            "muon_rate": 0.02,
             "weight_decay": 0.2,
-            "decay": 0.85,
             "average": 0.995,
             "dropout": 0.1,
             "token_dropout": 0.05,
@@ -121,36 +104,37 @@ PRESETS = {
     ),
     "mini": Preset(
         "0.3 M weights, the shipped commavq-mini",
-        mini,
-        {
-            "steps": 2400,
-            "evaluate_every": 200,
-            "muon_rate": 0.02,
-            "weight_decay": 0.3,
-            "decay": 0.85,
-            "average": 0.997,
-            "dropout": 0.15,
-        },
+        partial(network, **_THIN, dim=80, blocks=4, hidden=256),
+        {**_ONE_SEGMENT, "steps": 2400, "weight_decay": 0.3, "average": 0.997, "dropout": 0.15},
     ),
-    "small": Preset("0.7 M weights, the shipped commavq-small", small),
+    "small": Preset(
+        "0.9 M weights, the shipped commavq-small",
+        partial(network, **_THIN, dim=96, blocks=8, hidden=384),
+        {**_ONE_SEGMENT, "steps": 2400, "weight_decay": 0.3, "average": 0.997, "dropout": 0.15},
+    ),
     "base": Preset(
         "9.4 M weights, for thousands of segments; untested at scale",
-        base,
+        partial(
+            network, dim=384, blocks=5, spatial_heads=3, temporal_heads=3, head_dim=64, hidden=1600, rank=96, window=16
+        ),
         {**_MANY, "steps": 40_000, "batch": 16, "accumulate": 8, "muon_rate": 0.01},
     ),
     "large": Preset(
         "33 M weights, for 100,000 segments; untested at scale",
-        large,
+        partial(
+            network, dim=576, blocks=9, spatial_heads=4, temporal_heads=5, head_dim=64, hidden=2000, rank=128, window=16
+        ),
         {**_MANY, "steps": 100_000, "batch": 16, "accumulate": 16, "muon_rate": 0.007},
     ),
     "1x": Preset(
-        "small for 1X's metric, on frames at 2 Hz",
-        world_model,
+        "0.7 M weights for 1X's metric, on frames at 2 Hz",
+        # It sees all of a window of 16 frames.
+        partial(network, window=16),
         # The last four seconds of a clip are held out; with many clips, those of some whole clips.
         {"frames": 16, "held_out": 8, "every": 15, "drops_short": True},
     ),
 }
-DEFAULT = "small"
+DEFAULT = "mini"
 
 
 def preset_for(tokens: int) -> str:
@@ -159,7 +143,8 @@ def preset_for(tokens: int) -> str:
     A megabyte of weights must earn 0.01 bits/token over 5,000 segments of 153,600 tokens. The bounds are guesses from
     that and from what was seen on one segment.
     """
-    for name, limit in (("nano", 3_000_000), ("mini", 15_000_000), ("small", 150_000_000), ("base", 3_000_000_000)):
+    limits = {"pico": 3e6, "nano": 15e6, "mini": 150e6, "small": 600e6, "base": 3e9}
+    for name, limit in limits.items():
         if tokens < limit:
             return name
     return "large"

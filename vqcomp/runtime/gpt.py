@@ -52,7 +52,7 @@ class FramePredictor:
         """The frame before (G, S, F), -1 for none, of the first G segments -> each factor's weights (G * S, V)."""
         ops = self.engine.ops
         self.state.keep(len(before))
-        return [ops.host(weights(x, ops)).astype(np.float64) for x in self.engine.forward(self.state, before[:, None])]
+        return [ops.host(weights(x, ops)) for x in self.engine.forward(self.state, before[:, None])]
 
 
 class GPTCodec(Codec):
