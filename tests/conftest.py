@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from vqcomp.runtime.gpt import self_test
 from vqcomp.runtime.weights import write_model
 
 REPOSITORY = Path(__file__).parent.parent
+
+# A shell that runs the tests in the background has SIGINT ignored, and vqcomp leaves it at that; some tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -294,7 +294,7 @@ def test_a_training_lasts_as_long_as_it_is_told(ring, capsys):
 def test_a_network_that_is_trained_on_the_data_is_weighed(ring, capsys, monkeypatch):
     assert run(["compress", "ring.npy", "ring.zip", "--train", "0.2s", "-v", "-T", "1"]) == 0
     shown = capsys.readouterr()
-    assert "training for 0 s: a new nano" in shown.err
+    assert "training for 0 s: a new pico" in shown.err
     assert "trained on the data was not weighed: its weights alone take more than the raw tokens" in shown.err
     assert "weights              0 bytes" in shown.out
 

@@ -31,6 +31,9 @@ class NumpyOps:
             raise InputError(f"gemm over NumPy: expected float32 or float64, found {gemm!r}")
         self.gemm = np.dtype(gemm)
 
+    def share(self, shared: bool) -> None:
+        """Whether operations that are called from this thread are shared among several; NumPy decides for itself."""
+
     def load(self, array: np.ndarray) -> Array:
         """Host array -> array of this backend, dtype kept."""
         return np.ascontiguousarray(array)
@@ -127,8 +130,12 @@ class TorchOps:
         self.on_host = self.device.type == "cpu"
         self.gemm = gemm
         self.constants: dict[float, Array] = {}
+        self.threads = torch.get_num_threads()
         # A product of integers within 8 bits is exact in TF32 as well, but the attention weights are sums of products.
         torch.backends.cuda.matmul.allow_tf32 = False
+
+    def share(self, shared: bool) -> None:
+        self.torch.set_num_threads(self.threads if shared else 1)
 
     def load(self, array: np.ndarray) -> Array:
         return self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

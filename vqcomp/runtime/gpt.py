@@ -15,6 +15,8 @@ from .errors import ModelError, PlatformError
 from .exact import NumpyOps, TorchOps
 from .spec import TokenSpec
 
+SHARED_ROWS = 512
+"""Rows from which on it pays to share an operation among threads."""
 # Rows in one call of the engine: enough for the GEMMs' full rate, few enough for the cache.
 ROWS = {"cpu": 1024, "cuda": 1 << 16}
 
@@ -47,6 +49,8 @@ class FramePredictor:
     def start(self, segments: int) -> None:
         """Before the first frame of so many segments."""
         self.state = self.engine.start(segments)
+        # Small operations wait longer for a second thread, which learns meanwhile, than it saves them.
+        self.engine.ops.share(segments * self.engine.config.positions >= SHARED_ROWS)
 
     def predict(self, before: np.ndarray) -> list[np.ndarray]:
         """The frame before (G, S, F), -1 for none, of the first G segments -> each factor's weights (G * S, V)."""
