@@ -73,44 +73,38 @@ _MANY = {
 """Where data are plenty there is little to fear from learning them by heart. Never run at that scale: a first guess."""
 
 _ONE_SEGMENT = {"evaluate_every": 200, "muon_rate": 0.02, "decay": 0.85}
+_THINNEST = {
+    **_ONE_SEGMENT,
+    "steps": 1800,
+    "weight_decay": 0.2,
+    "average": 0.995,
+    "dropout": 0.1,
+    "token_dropout": 0.05,
+    "code_dropout": 0.03,
+}
+_DEEPER = {**_ONE_SEGMENT, "steps": 2400, "weight_decay": 0.3, "average": 0.997, "dropout": 0.15}
 _THIN = {"spatial_heads": 1, "temporal_heads": 1}
 
 PRESETS = {
     "pico": Preset(
         "0.06 M weights, the shipped commavq-pico",
         partial(network, **_THIN, dim=32, blocks=2, hidden=128, rank=16),
-        {
-            **_ONE_SEGMENT,
-            "steps": 1800,
-            "weight_decay": 0.2,
-            "average": 0.995,
-            "dropout": 0.1,
-            "token_dropout": 0.05,
-            "code_dropout": 0.03,
-        },
+        _THINNEST,
     ),
     "nano": Preset(
         "0.2 M weights, the shipped commavq-nano",
         partial(network, **_THIN, dim=64, hidden=256, rank=32),
-        {
-            **_ONE_SEGMENT,
-            "steps": 1800,
-            "weight_decay": 0.2,
-            "average": 0.995,
-            "dropout": 0.1,
-            "token_dropout": 0.05,
-            "code_dropout": 0.03,
-        },
+        _THINNEST,
     ),
     "mini": Preset(
         "0.3 M weights, the shipped commavq-mini",
         partial(network, **_THIN, dim=80, blocks=4, hidden=256),
-        {**_ONE_SEGMENT, "steps": 2400, "weight_decay": 0.3, "average": 0.997, "dropout": 0.15},
+        _DEEPER,
     ),
     "small": Preset(
         "0.9 M weights, the shipped commavq-small",
         partial(network, **_THIN, dim=96, blocks=8, hidden=384),
-        {**_ONE_SEGMENT, "steps": 2400, "weight_decay": 0.3, "average": 0.997, "dropout": 0.15},
+        _DEEPER,
     ),
     "base": Preset(
         "9.4 M weights, for thousands of segments; untested at scale",
