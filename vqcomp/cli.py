@@ -24,6 +24,7 @@ from .runtime import archive as format
 from .runtime.errors import VqcompError
 from .runtime.main import default_jobs, report_loss, restore, terminate
 from .tokens import Grid
+from .training.memory import is_out_of_memory
 from .version import __version__
 from .worldmodel import write_synthetic
 
@@ -526,8 +527,7 @@ def run(arguments: list[str]) -> int:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
-        # torch has errors of its own for memory, on the CPU and on GPUs.
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
         click.echo("error: out of memory; try a smaller --batch-size", err=True)
         return 1

@@ -33,7 +33,7 @@ from .quantise import (
 )
 from .runtime.config import ACTIVATION_MAX, ModelConfig, Offset
 from .runtime.errors import ModelError
-from .runtime.weights import SPREADS
+from .runtime.weights import SPREADS, kind_of
 
 NORM_MEAN = 25
 """Mean absolute code after `norm`; in the unit of 1/32 that is the 0.8 of a standard normal variable."""
@@ -103,9 +103,8 @@ def product(a: Tensor, b: Tensor, integers: bool) -> Tensor:
     return torch.matmul(a, b)
 
 
-def _kind(name: str) -> str:
-    """A tensor's name without the numbers: tensors of one kind share a table when they are coded."""
-    return ".".join(part for part in name.split(".") if not part.isdigit())
+def _fixed_fineness(name: str) -> float:
+    return FINENESS_TABLES if "bias" in name or "embed" in name else FINENESS
 
 
 class _Codes(torch.autograd.Function):
@@ -377,14 +376,13 @@ class FrameGPT(nn.Module):
                     if part not in module._modules:
                         module.add_module(part, nn.Module())
                     module = module.get_submodule(part)
-                start = FINENESS_TABLES if "bias" in name or "embed" in name else FINENESS
-                module.register_parameter(leaf, nn.Parameter(torch.full((scales, 1), start)))
+                module.register_parameter(leaf, nn.Parameter(torch.full((scales, 1), _fixed_fineness(name))))
 
     # ---- weights
 
     def unit(self, name: str) -> Tensor | float:
         """What a row's step is multiplied with to give its multiplier."""
-        kind = _kind(name)
+        kind = kind_of(name)
         if kind == "stack":
             return _UNITS["position"] * self._embed_step(int(name.split(".")[-1]))
         if kind == "head":
@@ -400,7 +398,7 @@ class FrameGPT(nn.Module):
     def _fineness(self, name: str) -> Tensor | float:
         if self.learned_steps:
             return self.get_parameter(f"steps.{name}")
-        return FINENESS_TABLES if "bias" in name or "embed" in name else FINENESS
+        return _fixed_fineness(name)
 
     def _quantise(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         return quantise(self.get_parameter(name), self.unit(name), self._scales[name], self._fineness(name))
@@ -447,9 +445,9 @@ class FrameGPT(nn.Module):
             coded.append(codes.flatten())
             context, spread = code_contexts(codes)
             contexts.append(context.flatten())
-            told.setdefault(_kind(name), []).append(spread)
+            told.setdefault(kind_of(name), []).append(spread)
             exponents = shared_scales(codes, exponents)
-            changes.setdefault(_kind(name), []).append(exponents.diff(prepend=exponents.new_zeros(1)))
+            changes.setdefault(kind_of(name), []).append(exponents.diff(prepend=exponents.new_zeros(1)))
         bits = code_bits(torch.cat(scaled), torch.cat(coded), torch.cat(contexts))
         rest = [adaptive_bits(occurrences(torch.cat(x), SPREADS)) for x in told.values()]
         rest += [adaptive_bits(occurrences(torch.cat(x).remainder(256), 256)) for x in changes.values()]

@@ -44,17 +44,22 @@ def spreads(codes: np.ndarray) -> np.ndarray:
     return np.where(total > 0, ((np.frexp(squares)[1] - 1) // 2).clip(1, SPREADS - 1), 0).astype(np.int64)
 
 
+def kind_of(name: str) -> str:
+    """A tensor's name without the numbers: tensors of one kind share the tables of their scales and spreads."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
 class WeightCoder:
     """Codes or decodes tensors, one after another; `coder` does so with symbols (n,) by their bounds."""
 
     def __init__(self, coder: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
         self.coder = coder
-        self.counts: dict[str, np.ndarray] = {}
+        self.counts = {"codes": code_counts()}
 
-    def code(self, kind: str, start: np.ndarray, symbols: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        """By the kind's adaptive frequencies (contexts, size); both sides update them alike after each block."""
-        counts = self.counts.setdefault(kind, start)
-        length = 16 if len(start) == 1 else 128
+    def code(self, table: str, symbols: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """By the table's adaptive frequencies (contexts, size); both sides update them alike after each block."""
+        counts = self.counts[table]
+        length = 16 if len(counts) == 1 else 128
         for i in range(0, len(symbols), length):
             block = slice(i, i + length)
             symbols[block] = self.coder(symbols[block], partition(counts)[contexts[block]])
@@ -63,12 +68,12 @@ class WeightCoder:
 
     def tensor(self, name: str, codes: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 codes (rows, columns) and scale codes (scales,); in decoding their shapes alone are looked at."""
-        kind = ".".join(part for part in name.split(".") if not part.isdigit())
+        kind = kind_of(name)
+        for part, size in (("scales", 256), ("spreads", SPREADS)):
+            self.counts.setdefault(f"{kind}.{part}", np.ones((1, size), np.int64))
         (rows, columns), alone = codes.shape, np.zeros(codes.size, np.int64)
-        steps = self.code(
-            f"{kind}.scales", np.ones((1, 256), np.int64), np.diff(scales, prepend=0) & 255, alone[: len(scales)]
-        )
-        told = self.code(f"{kind}.spreads", np.ones((1, SPREADS), np.int64), spreads(codes), alone[:rows])[:, None]
+        steps = self.code(f"{kind}.scales", np.diff(scales, prepend=0) & 255, alone[: len(scales)])
+        told = self.code(f"{kind}.spreads", spreads(codes), alone[:rows])[:, None]
         # Magnitudes in a column so far, and what the spreads let expect of it, both in 1/16.
         found, expected = np.full(columns, 64), 64
         step = max(1, BLOCK // columns)
@@ -76,7 +81,7 @@ class WeightCoder:
             block, r = codes[first : first + step], told[first : first + step]
             context = np.frexp((found << r) // (3 * expected))[1].clip(0, SPREADS - 1)
             live = r.repeat(columns, 1) > 0
-            block[live] = self.code("", code_counts(), block[live] + WEIGHT_MAX, context[live]) - WEIGHT_MAX
+            block[live] = self.code("codes", block[live] + WEIGHT_MAX, context[live]) - WEIGHT_MAX
             found += 16 * abs(block).sum(0)
             expected += (1 << r >> 1).sum()
         return codes, np.cumsum(steps)

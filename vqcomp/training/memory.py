@@ -10,13 +10,18 @@ from ..runtime.errors import InputError
 from .config import TrainConfig
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, or one of those that torch has for the CPU and for GPUs."""
+    return isinstance(error, MemoryError) or bool(re.search("out of memory|can't allocate memory", str(error)))
+
+
 @contextmanager
 def explain_memory(config: TrainConfig) -> Iterator[None]:
-    """Turn errors of memory, of which torch has its own for the CPU and for GPUs, into one that says what to do."""
+    """Turn errors of memory into one that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
         raise InputError(
             f"training: out of memory with {config.batch} windows of {config.frames} frames at a time: use a smaller "
