@@ -46,7 +46,9 @@ def rows(shards):
     return list(table.values())
 
 
-def official_evaluation(archive: Path, folder: Path, shards: Path, hidden: tuple[str, ...]) -> float:
+def official_evaluation(
+    archive: Path, folder: Path, shards: Path, hidden: tuple[str, ...], python: str = sys.executable
+) -> float:
     """What compression/evaluate.sh and evaluate.py do; modules in `hidden` cannot be imported by decompress.py."""
     unpacked = folder / "compression_challenge_submission_decompressed"
     if shutil.which("unzip"):
@@ -62,7 +64,7 @@ def official_evaluation(archive: Path, folder: Path, shards: Path, hidden: tuple
     relative = f"./{unpacked.name}/"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", program, str(REPOSITORY), relative + "decompress.py"], cwd=folder, text=True,
+        [python, "-c", program, str(REPOSITORY), relative + "decompress.py"], cwd=folder, text=True,
         capture_output=True, check=False, env={**environment, "OUTPUT_DIR": relative, "VQCOMP_NO_PIP": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -97,6 +99,28 @@ def test_a_submission_passes_the_official_evaluation(shards, tmp_path, model, hi
     assert printed
     assert float(printed[1]) == pytest.approx(rate, abs=5e-5)
     assert run(["evaluate", str(archive), str(shards)]) == 0
+
+
+COMMAS_PACKAGES = ("torch==2.2.2", "numpy>=2,<3", "constriction==0.5.0")
+"""What the challenge's requirements.txt gives: a torch that was built for NumPy 1 beside NumPy 2."""
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="installs gigabytes: runs in CI only (CI=1)")
+def test_a_submission_with_a_network_decodes_in_the_challenges_own_environment(shards, tmp_path):
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    python = str(next(environment / p for p in ("bin/python", "Scripts/python.exe") if (environment / p).exists()))
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "-q", *COMMAS_PACKAGES], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"the package index has no {COMMAS_PACKAGES[0]} for this Python")
+    broken = "import numpy, torch; torch.from_numpy(numpy.zeros(1))"
+    assert "Numpy is not available" in subprocess.run([python, "-c", broken], capture_output=True, text=True).stderr
+    archive = tmp_path / "compression_challenge_submission.zip"
+    assert run(["compress", str(shards), str(archive), "--model", "commavq-nano", "-q"]) == 0
+    official_evaluation(archive, tmp_path, shards, ("vqcomp",), python)
+    shutil.rmtree(environment)
 
 
 def test_restored_segments_lie_beside_the_archives_own_files_under_their_very_names(shards, tmp_path):

@@ -304,6 +304,27 @@ def test_a_failed_installation_is_an_error_with_the_command(unpacked, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+USELESS_TORCH = """
+import sys
+sys.stderr.write("A module that was compiled using NumPy 1.x cannot be run\\n" * 20)
+__version__ = "2.2.2"
+def from_numpy(array): raise RuntimeError("Numpy is not available")
+"""
+
+
+@pytest.mark.parametrize("name", ["gpt", "mixed"])
+def test_a_torch_that_was_built_for_another_numpy_is_passed_over_in_one_line(unpacked, tmp_path, name):
+    folder, items = unpacked(name)
+    (tmp_path / "site/torch").mkdir(parents=True)
+    (tmp_path / "site/torch/__init__.py").write_text(USELESS_TORCH)
+    done = run(folder, tmp_path, PYTHONPATH=tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    note, restored = done.stderr.splitlines()
+    assert note.startswith("note: torch 2.2.2 does not work with NumPy ")
+    assert restored.startswith("restored ")
+    check_files(tmp_path / "decompressed", items)
+
+
 def test_an_older_python_is_told_so(unpacked, tmp_path):
     folder, _ = unpacked("adaptive")
     done = run(folder, tmp_path, before="sys.version_info = (3, 9, 18)")

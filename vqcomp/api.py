@@ -24,6 +24,7 @@ from .reading import Archive
 from .runtime import archive as format
 from .runtime.codec import Codec, make_codec
 from .runtime.errors import DamageError, DependencyError, InputError, ModelError
+from .runtime.exact import load_torch
 from .runtime.main import Progress, Reporter, replacing, report_loss, restore
 from .runtime.spec import TokenSpec
 from .sources import Data, File, Found, find_segments, label, places
@@ -419,9 +420,9 @@ def _train_own(
 def _training(threads: int | None) -> ModuleType:
     """The module that trains; it imports torch. Raises DependencyError."""
     try:
-        import torch
-    except ImportError as error:
-        raise DependencyError("training needs torch, which is not installed: pip install torch") from error
+        torch = load_torch()
+    except DependencyError as error:
+        raise DependencyError(f"training needs torch: {error}") from error
     from .training import fit
 
     if threads:

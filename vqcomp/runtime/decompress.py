@@ -74,6 +74,8 @@ def main():
     if sys.version_info < (3, 10):
         sys.exit("error: expected Python 3.10 or newer, found " + sys.version.split()[0])
     # Restored files may lie beside this script; none of them may be taken for a module.
+    # Many small products: threads that wait for each other cost more than they save.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.path[:] = [p for p in sys.path if os.path.realpath(p or os.curdir) != os.path.realpath(HERE)]
     needed = missing()
     if needed and (os.environ.get("VQCOMP_NO_PIP", "0") not in ("", "0") or not install(needed)):

@@ -8,6 +8,12 @@ change a bit. FORMAT.md derives the bounds.
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
+import warnings
+from contextlib import redirect_stderr
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -120,8 +126,7 @@ class TorchOps:
     """The same operations over torch, on the CPU or a GPU."""
 
     def __init__(self, device: str = "cpu", gemm: str = "float32") -> None:
-        import torch
-
+        torch = load_torch()
         if gemm not in GEMMS:
             raise InputError(f"gemm: expected one of {GEMMS}, found {gemm!r}")
         self.torch = torch
@@ -220,22 +225,49 @@ class TorchOps:
         return x.scatter_add_(1, columns, values)
 
 
+@lru_cache
+def load_torch() -> Any:
+    """The module torch, once an array has come back from it unchanged. Raises DependencyError."""
+    # A torch that was built for another NumPy says so in some fifty lines; one of our own says what it means here.
+    noise = io.StringIO()
+    try:
+        with redirect_stderr(noise), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torch
+
+            array = np.arange(3, dtype=np.float32)
+            proven = np.array_equal(torch.from_numpy(array).numpy(), array)
+    except ImportError as error:
+        raise DependencyError("torch is not installed: pip install torch") from error
+    except (RuntimeError, TypeError) as error:
+        proven, reason = False, str(error)
+    else:
+        reason = "an array did not come back as it was"
+    if not proven:
+        raise DependencyError(
+            f"torch {torch.__version__} does not work with NumPy {np.__version__} ({reason}); "
+            "pip install 'numpy<2', or a newer torch"
+        )
+    return torch
+
+
 def make_ops(device: str = "auto", threads: int | None = None, gemm: str = "float32") -> NumpyOps | TorchOps:
     """The best backend that `device` allows.
 
     device: "auto" (CUDA if there is one, else torch on the CPU, else NumPy), "numpy", "cpu", "cuda" or "cuda:n".
+    A torch that is there but does not work with this NumPy is passed over, with a warning.
     threads: for torch on the CPU; None leaves torch's own choice.
     Raises InputError for a device that is not here, DependencyError where it needs torch and there is none.
     """
     if device == "numpy":
         return NumpyOps(gemm)
     try:
-        import torch
-    except ImportError as error:
+        torch = load_torch()
+    except DependencyError as error:
         if device.startswith("cuda") or gemm == "int8":
-            raise DependencyError(
-                f"device {device!r} needs torch, which is not installed: pip install torch"
-            ) from error
+            raise DependencyError(f"device {device!r} needs torch: {error}") from error
+        if "torch" in sys.modules:
+            logging.getLogger("vqcomp").warning("note: %s; NumPy does the computing instead", error)
         return NumpyOps(gemm)
     if threads:
         torch.set_num_threads(threads)
