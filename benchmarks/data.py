@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqcomp.sample import synthetic_segment as synthetic
+from vqcomp.data.synthetic import synthetic_segment as synthetic
 
 __all__ = ["example", "synthetic"]
 

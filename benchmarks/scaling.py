@@ -15,8 +15,8 @@ import zlib
 
 import numpy as np
 
+from vqcomp.archive.writer import bootstrap, runtime_archive
 from vqcomp.choice import shipped_models
-from vqcomp.container import bootstrap, runtime_archive
 from vqcomp.runtime.weights import read_model
 
 PUBLISHED = {4.0e6: 3.36, 9.4e6: 3.18, 33e6: 2.94}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import vqcomp
 from vqcomp import ArchiveError, DamageError, FormatError, InputError, ModelError, UnsafeNameError, api
-from vqcomp.container import CodedSpec, Writer, column
+from vqcomp.archive.writer import CodedSpec, Writer, column
 from vqcomp.runtime import archive as format
 from vqcomp.runtime.archive import CHECK, parse_manifest
 from vqcomp.runtime.codec import Codec

@@ -18,7 +18,8 @@ import pytest
 from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
-from vqcomp import cli, container
+from vqcomp import cli
+from vqcomp.archive import writer as container
 from vqcomp.cli import run
 from vqcomp.runtime import archive as format
 
@@ -242,8 +243,8 @@ def test_a_training_that_was_begun_is_neither_forgotten_nor_replaced_by_accident
 
 
 def test_a_training_starts_from_a_model_of_the_same_tokens_only(ring, capsys):
-    from vqcomp.presets import PRESETS
     from vqcomp.training.fit import FINE_TUNING
+    from vqcomp.training.presets import PRESETS
 
     assert run(ring) == 0
     again = ["train", "ring.npy", "-o", "again.vqm", "--steps", "1", "-T", "1"]
@@ -519,7 +520,8 @@ def test_a_run_that_is_killed_leaves_nothing(zipped, verb, name, code):
     slow = (
         # Whoever runs the tests may ignore these (a shell's background jobs, nohup), and children inherit that.
         "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom vqcomp import cli, container\nimport numpy\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom vqcomp import cli\nimport numpy\n"
+        "from vqcomp.archive import writer as container\n"
         "def slowly(f):\n    def call(*a):\n        f(*a)\n        print('at work', flush=True)\n"
         "        time.sleep(60)\n    return call\n"
         "container.Writer.add = slowly(container.Writer.add)\nnumpy.save = slowly(numpy.save)\n"

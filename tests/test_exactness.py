@@ -177,7 +177,7 @@ def test_a_model_refuses_tokens_of_another_shape():
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_engine_computes_what_was_trained(config):
-    from vqcomp.model import FrameGPT
+    from vqcomp.training.model import FrameGPT
 
     torch.manual_seed(0)
     model = FrameGPT(config).eval()

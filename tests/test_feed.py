@@ -14,13 +14,13 @@ torch = pytest.importorskip("torch")
 
 from test_train import CONFIG, drifting
 
+from vqcomp.data.sources import find_segments
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.errors import InputError
 from vqcomp.runtime.spec import TokenSpec
-from vqcomp.sources import find_segments
 from vqcomp.training.config import TrainConfig
-from vqcomp.training.data import stored
 from vqcomp.training.feed import Feed, _choose
+from vqcomp.training.frames import stored
 
 SPEC = TokenSpec(3, 4, (11,))
 SETTINGS = TrainConfig(batch=3, frames=8, held_out=12, reverse=0.5, mirror=0.5, stride=0.5)

@@ -13,8 +13,8 @@ from hubserver import COMMIT, serving
 from layouts import samples, segments, write_shard
 
 import vqcomp
-from vqcomp import hub
-from vqcomp.hub import Address, parse_address, parse_shards
+from vqcomp.data import hub
+from vqcomp.data.hub import Address, parse_address, parse_shards
 from vqcomp.runtime.errors import InputError
 
 pytest.importorskip("huggingface_hub")
@@ -64,7 +64,7 @@ def test_the_challenges_shards_are_fetched_at_the_pinned_revision_and_their_path
     assert all(str(p).startswith(str(tmp_path / "cache")) for p in paths), "HF_HOME says where the cache is"
     assert server.count("GET") == 2
     assert all(f"/resolve/{hub.COMMAVQ_REVISION}/" in path for _, path, _ in server.requests if "/resolve/" in path)
-    found = vqcomp.sources.find_segments(paths)
+    found = vqcomp.data.sources.find_segments(paths)
     expected = segments(4)
     assert {s.name for s in found.segments} == set(expected)
     for segment in found.segments:

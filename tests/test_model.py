@@ -8,10 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vqcomp.model import LOGIT, FrameGPT, default_copies, default_flags, product
-from vqcomp.quantise import LearnedStep, multiplier, quantise, shared_scales, table
 from vqcomp.runtime.config import WEIGHT_MAX, ModelConfig
 from vqcomp.runtime.weights import read_config, write_model
+from vqcomp.training.model import LOGIT, FrameGPT, default_copies, default_flags, product
+from vqcomp.training.quantise import LearnedStep, multiplier, quantise, shared_scales, table
 
 
 def make_config(**changes):

@@ -68,7 +68,7 @@ def test_rows_and_columns_of_small_codes_take_fewer_bits(axis):
 
 
 def test_the_table_of_sizes_adds_up_to_the_file():
-    quantise = pytest.importorskip("vqcomp.quantise", reason="needs torch")
+    quantise = pytest.importorskip("vqcomp.training.quantise", reason="needs torch")
     data = write_model(CONFIG, random_tensors(CONFIG), 0)
     rows = quantise.table(random_tensors(CONFIG))
     assert [(row.name, row.parameters) for row in rows] == [

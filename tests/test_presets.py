@@ -7,12 +7,12 @@ import pytest
 pytest.importorskip("torch")
 
 from vqcomp.choice import shipped_models
-from vqcomp.presets import PRESETS, preset_for
+from vqcomp.data.segments import COMMAVQ
 from vqcomp.runtime.errors import ModelError
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import read_config
-from vqcomp.tokens import COMMAVQ
 from vqcomp.training.config import TrainConfig
+from vqcomp.training.presets import PRESETS, preset_for
 
 WORLD_MODEL = TokenSpec(16, 16, (512, 512))
 

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_tensors, tiny_config
 
-from vqcomp import protocol
 from vqcomp.cli import run
-from vqcomp.protocol import Network, Score, autoregressive, teacher_forced, window_starts
+from vqcomp.data.onex import open_video, write_synthetic, write_video
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import InputError, ModelError
 from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.gpt import GPTCodec, self_test
 from vqcomp.runtime.weights import write_model
-from vqcomp.worldmodel import open_video, write_synthetic, write_video
+from vqcomp.world import protocol
+from vqcomp.world.protocol import Network, Score, autoregressive, teacher_forced, window_starts
 
 FACTORS = (512, 512)
 

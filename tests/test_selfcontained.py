@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
-from vqcomp import container
+from vqcomp.archive import writer as container
 from vqcomp.runtime import archive as format
 
 RUNTIME = REPOSITORY / "vqcomp/runtime"

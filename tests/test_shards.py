@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from layouts import npy, sample, samples, segments, tar_bytes, write_shard, write_zip
 
 import vqcomp
-from vqcomp import shards
 from vqcomp.cli import run
+from vqcomp.data import shards
+from vqcomp.data.segments import COMMAVQ
+from vqcomp.data.sources import find_segments
 from vqcomp.runtime.errors import InputError
-from vqcomp.sources import find_segments
-from vqcomp.tokens import COMMAVQ
 
 
 def arrays_of(found):

@@ -12,10 +12,10 @@ from conftest import tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqcomp.data.segments import COMMAVQ, find_specs
+from vqcomp.data.sources import find_segments
 from vqcomp.runtime.errors import InputError
 from vqcomp.runtime.spec import TokenSpec
-from vqcomp.sources import find_segments
-from vqcomp.tokens import COMMAVQ, find_specs
 
 DTYPES = ["|u1", "|i1", "<u2", ">u2", "<i2", ">i2", "<i4", ">i4", "<u4", ">u4", "<i8", ">i8", "<u8", ">u8"]
 

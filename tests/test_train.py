@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from vqcomp.cli import run
-from vqcomp.model import FrameGPT, default_copies, default_flags
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.errors import InputError, ModelError
-from vqcomp.train import TrainConfig, evaluate, train
 from vqcomp.training.checkpoint import read_checkpoint
 from vqcomp.training.config import parse_settings
 from vqcomp.training.distributed import Group
 from vqcomp.training.feed import Feed
+from vqcomp.training.model import FrameGPT, default_copies, default_flags
 from vqcomp.training.optim import rate_of_step
+from vqcomp.training.trainer import TrainConfig, evaluate, train
 
 CONFIG = ModelConfig(
     height=3,
@@ -244,7 +244,7 @@ def test_two_processes_make_the_steps_of_one_that_accumulates(tmp_path):
 
 
 def test_micro_batches_that_processes_cannot_share_are_refused(monkeypatch):
-    monkeypatch.setattr("vqcomp.train.connect", lambda device: nullcontext(Group(0, 2, device)))
+    monkeypatch.setattr("vqcomp.training.trainer.connect", lambda device: nullcontext(Group(0, 2, device)))
     with pytest.raises(InputError, match="2 processes cannot share 3 micro-batches evenly"):
         train([drifting()], CONFIG, dataclasses.replace(SHORT, accumulate=3))
 
@@ -270,7 +270,7 @@ def test_patience_ends_a_training_that_gains_nothing():
 
 def test_a_time_budget_ends_a_training_and_lowers_the_step_size_with_the_clock(monkeypatch):
     clock = itertools.count()
-    monkeypatch.setattr("vqcomp.train.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr("vqcomp.training.trainer.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     result = train([drifting()], CONFIG, dataclasses.replace(SHORT, time=100.0, warmup=0, decay=0.5))
     seconds = [row.seconds for row in result.rows]
     assert seconds == sorted(seconds) and 100 <= seconds[-1] < 115

@@ -18,6 +18,9 @@ from networks import random_tensors, tiny_config
 
 import vqcomp
 from vqcomp.cli import run
+from vqcomp.data.onex import open_video, write_synthetic, write_video
+from vqcomp.data.segments import split_ids
+from vqcomp.data.sources import find_segments
 from vqcomp.runtime import files
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import DamageError, InputError
@@ -25,9 +28,6 @@ from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.gpt import self_test
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import write_model
-from vqcomp.sources import find_segments
-from vqcomp.tokens import split_ids
-from vqcomp.worldmodel import open_video, write_synthetic, write_video
 
 VERSIONS = ["v1.1", "v1.0", "v0.0.1"]
 SMALL = {"vocab_size": 1 << 18, "hz": 30}

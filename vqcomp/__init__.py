@@ -8,7 +8,7 @@ with vqcomp.open("out.zip") as archive:
 
 from .api import Summary, check, compress, decompress, evaluate
 from .api import open_archive as open
-from .reading import Archive
+from .archive.reader import Archive
 from .runtime.errors import (
     ArchiveError,
     DamageError,

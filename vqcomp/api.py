@@ -18,22 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import choice, container, protocol
-from .container import read_pieces
-from .reading import Archive
+from . import choice
+from .archive import writer as container
+from .archive.reader import Archive
+from .archive.writer import read_pieces
+from .data.segments import COMMAVQ, Grid, Segment, find_specs
+from .data.sources import Data, File, Found, find_segments, label, places
 from .runtime import archive as format
 from .runtime.codec import Codec, make_codec
 from .runtime.errors import DamageError, DependencyError, InputError, ModelError
 from .runtime.exact import load_torch
 from .runtime.main import Progress, Reporter, replacing, report_loss, restore
 from .runtime.spec import TokenSpec
-from .sources import Data, File, Found, find_segments, label, places
-from .tokens import COMMAVQ, Grid, Segment, find_specs
 from .version import __version__
+from .world import protocol
 
 if TYPE_CHECKING:
-    from .train import Moment
     from .training.fit import Trained
+    from .training.trainer import Moment
 
 BATCH_SIZE = 16
 """Segments computed together, and in memory at a time."""

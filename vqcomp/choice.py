@@ -10,14 +10,14 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 
-from . import hub
-from .container import runtime_archive
+from .archive.writer import runtime_archive
+from .data import hub
+from .data.segments import Segment
 from .runtime.codec import make_codec
 from .runtime.errors import InputError, ModelError, VqcompError
 from .runtime.main import Reporter
 from .runtime.spec import TokenSpec
 from .runtime.weights import read_config
-from .tokens import Segment
 
 SAMPLE_SHARE = 16
 SAMPLE_TOKENS = (1 << 16, 1 << 20)

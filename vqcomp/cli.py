@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import api, choice, hub
-from .presets import PRESETS
-from .protocol import Score
-from .reading import Archive
+from . import api, choice
+from .archive.reader import Archive
+from .data import hub
+from .data.onex import write_synthetic
+from .data.segments import Grid
 from .runtime import archive as format
 from .runtime.errors import VqcompError
 from .runtime.main import default_jobs, report_loss, restore, terminate
-from .tokens import Grid
 from .training.memory import is_out_of_memory
+from .training.presets import PRESETS
 from .version import __version__
-from .worldmodel import write_synthetic
+from .world.protocol import Score
 
 if TYPE_CHECKING:
-    from .train import Moment
+    from .training.trainer import Moment
 
 EXAMPLES = """
 \b
@@ -397,7 +398,7 @@ def fetch(dataset: str, shards: str, revision: str, output: str | None) -> None:
 def sample_data(folder: str, segments: int, frames: int, seed: int, layout: str, force: bool, quiet: bool) -> None:
     """Write synthetic segments into DIR, to try things out with; their rates say nothing about real video."""
     if layout == "npy":
-        from .sample import write_samples
+        from .data.synthetic import write_samples
 
         write_samples(Path(folder), segments, frames, seed, force=force)
     else:

@@ -15,7 +15,7 @@ from .config import TrainConfig
 from .evaluation import evaluate
 
 if TYPE_CHECKING:
-    from ..train import TrainResult
+    from .trainer import TrainResult
 
 
 def describe(

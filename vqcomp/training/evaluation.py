@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..model import FrameGPT
-from .data import Frames
+from .frames import Frames
+from .model import FrameGPT
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..runtime.config import ModelConfig
 from ..runtime.errors import InputError
 from .config import HELD_OUT_LIMIT, MANY_SEGMENTS, TrainConfig
-from .data import Frames, Subset
+from .frames import Frames, Subset
 
 BLOCK = 1 << 16
 """Tokens in memory at a time where all are looked through."""

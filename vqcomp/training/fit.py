@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..model import FrameGPT
-from ..presets import DEFAULT, PRESETS, preset_for
+from ..data.segments import Segment
 from ..runtime.config import ModelConfig
 from ..runtime.engine import Engine, Tensors
 from ..runtime.errors import InputError
@@ -17,12 +16,13 @@ from ..runtime.gpt import self_test
 from ..runtime.main import replacing
 from ..runtime.spec import TokenSpec
 from ..runtime.weights import read_config, read_model, write_model
-from ..tokens import Segment
-from ..train import Moment, TrainConfig, train
 from .card import describe
 from .config import parse_settings
-from .data import stored
 from .distributed import find_device
+from .frames import stored
+from .model import FrameGPT
+from .presets import DEFAULT, PRESETS, preset_for
+from .trainer import Moment, TrainConfig, train
 
 BY_HEART = {
     "held_out": 0,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..model import FrameGPT
 from .config import TrainConfig
+from .model import FrameGPT
 
 
 def rate_of_step(step: int, left: float, config: TrainConfig) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..model import FrameGPT
-from ..quantise import multiplier
 from ..runtime.engine import Tensors
+from .model import FrameGPT
+from .quantise import multiplier
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .runtime.errors import DependencyError, InputError
+from ..runtime.errors import DependencyError, InputError
 
 COMMAVQ = "commaai/commavq"
 COMMAVQ_REVISION = "795c839a57b3c4eebd1a28b1ec04eb56d6000e81"

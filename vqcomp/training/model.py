@@ -19,6 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..runtime.config import ACTIVATION_MAX, ModelConfig, Offset
+from ..runtime.errors import ModelError
+from ..runtime.weights import SPREADS, kind_of
 from .quantise import (
     FINENESS,
     FINENESS_TABLES,
@@ -31,9 +34,6 @@ from .quantise import (
     quantise,
     shared_scales,
 )
-from .runtime.config import ACTIVATION_MAX, ModelConfig, Offset
-from .runtime.errors import ModelError
-from .runtime.weights import SPREADS, kind_of
 
 NORM_MEAN = 25
 """Mean absolute code after `norm`; in the unit of 1/32 that is the 0.8 of a standard normal variable."""

@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from .runtime.archive import TOKENS_LIMIT, check_name
-from .runtime.errors import InputError, UnsafeNameError
-from .runtime.spec import TokenSpec
+from ..runtime.archive import TOKENS_LIMIT, check_name
+from ..runtime.errors import InputError, UnsafeNameError
+from ..runtime.spec import TokenSpec
 
 COMMAVQ = TokenSpec(8, 16, (1024,))
 VOCABULARY_LIMIT = 1 << 16

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..data.segments import Segment, split_ids
+from ..data.shards import PackedSegment
 from ..runtime.errors import InputError
 from ..runtime.spec import TokenSpec
-from ..shards import PackedSegment
-from ..tokens import Segment, split_ids
 
 
 class Frames(Protocol):

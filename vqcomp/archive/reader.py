@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .runtime import archive
-from .runtime.archive import Reader, Segment
-from .runtime.errors import DamageError, FormatError, InputError
-from .runtime.files import Kept, Raw, contents
+from ..runtime import archive
+from ..runtime.archive import Reader, Segment
+from ..runtime.errors import DamageError, FormatError, InputError
+from ..runtime.files import Kept, Raw, contents
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 

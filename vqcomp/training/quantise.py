@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime.coder import PRECISION
-from .runtime.config import WEIGHT_MAX
-from .runtime.engine import Tensors
-from .runtime.weights import BLOCK, SPREADS, WeightCoder, code_counts
+from ..runtime.coder import PRECISION
+from ..runtime.config import WEIGHT_MAX
+from ..runtime.engine import Tensors
+from ..runtime.weights import BLOCK, SPREADS, WeightCoder, code_counts
 
 FINENESS = 2.0
 """Fineness where it is not learned: a standard deviation of 4 steps, about 4 bits of entropy per weight."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..runtime.errors import InputError
 from . import hub
-from .runtime.errors import InputError
+from .onex import SEGMENT_IDS, VIDEO, find_clips
+from .segments import Grid, Names, Segment, array_in_file, array_in_memory, walk
 from .shards import find_packed, is_shard
-from .tokens import Grid, Names, Segment, array_in_file, array_in_memory, walk
-from .worldmodel import SEGMENT_IDS, VIDEO, find_clips
 
 Place = str | os.PathLike[str]
 Data = Place | Sequence[Place] | Mapping[str, np.ndarray]
@@ -78,7 +78,7 @@ class Found:
 def find_segments(data: Data, grid: Grid | None = None, *, skip_bad: bool = False) -> Found:
     """Every segment of `data`, found without looking through the values where headers say where they are.
 
-    data: a .npy file; a shard (.tar, .tar.gz, .tgz, .zip; see shards.py); a folder of 1X's (see worldmodel.py); a
+    data: a .npy file; a shard (.tar, .tar.gz, .tgz, .zip; see shards.py); a folder of 1X's (see onex.py); a
     folder of all these at any depth; an address on the hub (hf://datasets/OWNER/NAME[@REVISION]/FILE); a list of these;
     or a mapping from names to arrays. A .npy file without the suffix is known by its first bytes. Names of files are
     their paths inside the folder. `grid` is (H, W) of arrays (T, H * W); for 128 tokens it is known to be (8, 16).

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .runtime.codec import make_codec
-from .runtime.engine import LOGIT_UNIT, Engine
-from .runtime.errors import InputError
-from .runtime.gpt import GPTCodec
-from .tokens import split_ids
-from .worldmodel import Video, open_video
+from ..data.onex import Video, open_video
+from ..data.segments import split_ids
+from ..runtime.codec import make_codec
+from ..runtime.engine import LOGIT_UNIT, Engine
+from ..runtime.errors import InputError
+from ..runtime.gpt import GPTCodec
 
 WINDOW, STRIDE = 16, 15
 PROMPT = 8

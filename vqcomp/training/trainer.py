@@ -18,22 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..runtime.config import ModelConfig
+from ..runtime.engine import Tensors
+from ..runtime.errors import InputError, ModelError
+from ..runtime.weights import write_model
+from .checkpoint import read_checkpoint, write_checkpoint
+from .config import TrainConfig
+from .distributed import Group, connect, find_device
+from .evaluation import count_frames, evaluate
+from .feed import Feed
+from .frames import Frames
+from .interrupts import Interrupts
+from .memory import explain_memory
 from .model import FrameGPT
-from .runtime.config import ModelConfig
-from .runtime.engine import Tensors
-from .runtime.errors import InputError, ModelError
-from .runtime.weights import write_model
-from .training.checkpoint import read_checkpoint, write_checkpoint
-from .training.config import TrainConfig
-from .training.data import Frames
-from .training.distributed import Group, connect, find_device
-from .training.evaluation import count_frames, evaluate
-from .training.feed import Feed
-from .training.interrupts import Interrupts
-from .training.memory import explain_memory
-from .training.optim import make_optimisers, rate_of_step
-from .training.record import Record, Row, summary
-from .training.start import load_integers
+from .optim import make_optimisers, rate_of_step
+from .record import Record, Row, summary
+from .start import load_integers
 
 __all__ = ["TrainConfig", "TrainResult", "evaluate", "train"]
 

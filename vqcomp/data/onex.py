@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .runtime.errors import InputError
-from .runtime.main import make_folder, replacing
-from .runtime.spec import TokenSpec
-from .tokens import VOCABULARY_LIMIT, Segment
+from ..runtime.errors import InputError
+from ..runtime.main import make_folder, replacing
+from ..runtime.spec import TokenSpec
+from .segments import VOCABULARY_LIMIT, Segment
 
 METADATA, VIDEO, SEGMENT_IDS = "metadata.json", "video.bin", "segment_ids.bin"
 FACTOR = 512

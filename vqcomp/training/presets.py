@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from .runtime.config import ModelConfig, Offset
-from .runtime.spec import TokenSpec
+from ..runtime.config import ModelConfig, Offset
+from ..runtime.spec import TokenSpec
 
 PAST = 8
 """Past frames that flags and copies look at."""

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .runtime import archive
-from .runtime.errors import InputError
-from .runtime.spec import TokenSpec
+from ..runtime import archive
+from ..runtime.errors import InputError
+from ..runtime.spec import TokenSpec
 
 RUNTIME_FOLDER = Path(archive.__file__).parent
 LATE_MODULES = {

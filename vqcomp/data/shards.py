@@ -22,8 +22,8 @@ from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
-from .runtime.errors import InputError
-from .tokens import BLOCK, Bad, Grid, Segment, check_array, read_header
+from ..runtime.errors import InputError
+from .segments import BLOCK, Bad, Grid, Segment, check_array, read_header
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 TOKENS, NAMES, PLAIN = "token.npy", "json", "npy"

@@ -1,0 +1,1 @@
+"""Archives as vqcomp writes and users open them."""

@@ -1,0 +1,1 @@
+"""What a predictor of tokens is good for besides compressing them."""
