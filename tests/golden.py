@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from networks import random_segment, random_tensors, tiny_config
 
-from vqcomp.runtime.codec import make_codec
 from vqcomp.runtime.coder import Encoder, partition
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
-from vqcomp.runtime.gpt import self_test
+from vqcomp.runtime.kinds import make_codec
+from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import read_config, write_model
 
@@ -48,6 +49,7 @@ def compute() -> dict[str, Any]:
     """Everything that is pinned, as JSON would hold it."""
     segment = random_segment(CONFIG.spec, 5)
     small = TokenSpec(2, 3, (20,))
+    mixed = make_codec(CONFIG.spec, model(), adapt=True, compute=Compute("numpy"))
     adaptive = make_codec(small, None).encode([[random_segment(small, 6, n) for n in range(2)]])[0]
     return {
         "range coder words": words(),
@@ -55,9 +57,9 @@ def compute() -> dict[str, Any]:
         # The config before it is deflated, which zlib's versions do differently.
         "weights stream sha256": hashlib.sha256(model()[read_config(model())[2] : -4]).hexdigest(),
         "self-test": self_test(Engine(CONFIG, random_tensors(CONFIG), NumpyOps())),
-        "gpt stream": make_codec(CONFIG.spec, model(), device="numpy").encode([[segment]])[0].hex(),
+        "gpt stream": make_codec(CONFIG.spec, model(), compute=Compute("numpy")).encode([[segment]])[0].hex(),
         "adaptive stream": adaptive.hex(),
-        "mixed stream": make_codec(CONFIG.spec, model(), adapt=True, device="numpy").encode([[segment]])[0].hex(),
+        "mixed stream": mixed.encode([[segment]])[0].hex(),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import constriction
 import numpy as np
 
-from .codec import Codec, Progress, lockstep
+from .codec import Advance, Codec, lockstep
 from .errors import DamageError, InputError
 from .mixing import ONLINE_MAX, PROBABILITY, Given, TreeMixer
 from .spec import TokenSpec
@@ -45,22 +45,26 @@ class Network(Protocol):
         ...
 
 
+def make(spec: TokenSpec, model: None, compute: object) -> AdaptiveCodec:
+    """The codec for tokens of `spec` by learning alone."""
+    return AdaptiveCodec(spec)
+
+
 class AdaptiveCodec(Codec):
     """Codec (see codec.py) that learns. The tables of a group take at most 256 MiB, untouched at first."""
 
     def __init__(self, spec: TokenSpec, network: Network | None = None):
         self.spec, self.network = spec, network
-        self.name = "mixed" if network else "adaptive"
         # Eight segments of commaVQ; fewer of a larger grid, whose arrays of (P, V) probabilities would take too much.
         largest = (1 << 20) // (spec.positions * min(max(spec.factors), ONLINE_MAX))
         self.group_size = max(1, min(8, largest, POSITIONS_MAX // spec.positions))
 
-    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
+    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Advance | None = None) -> list[bytes]:
         """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
         return [self._encode_group(list(group), progress) for group in groups]
 
     def decode(
-        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], progress: Progress | None = None
+        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], progress: Advance | None = None
     ) -> list[list[np.ndarray]]:
         """Inverse of `encode`: streams, and each group's lengths T -> each group's int32 segments (T, S, F).
 
@@ -68,7 +72,7 @@ class AdaptiveCodec(Codec):
         """
         return [self._decode_group(s, list(f), progress) for s, f in zip(streams, frames, strict=True)]
 
-    def _encode_group(self, segments: list[np.ndarray], progress: Progress | None) -> bytes:
+    def _encode_group(self, segments: list[np.ndarray], progress: Advance | None) -> bytes:
         for segment in segments:
             self._check(segment)
         if len(segments) * self.spec.positions > POSITIONS_MAX:
@@ -94,7 +98,7 @@ class AdaptiveCodec(Codec):
         uniform = self._encode_uniform(segments)
         return (words if len(words) <= len(uniform) else uniform).astype("<u4").tobytes()
 
-    def _decode_group(self, stream: bytes, lengths: list[int], progress: Progress | None) -> list[np.ndarray]:
+    def _decode_group(self, stream: bytes, lengths: list[int], progress: Advance | None) -> list[np.ndarray]:
         if len(stream) % 4:
             raise DamageError(f"expected a stream of 32-bit words, found {len(stream)} bytes; fetch the archive again")
         decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
@@ -104,7 +108,7 @@ class AdaptiveCodec(Codec):
             if decoder.decode(_BINARY, _decisions(np.ones(1)))[0]:
                 self._decode_uniform(decoder, segments)
                 if progress:
-                    progress(sum(segment.size for segment in segments))
+                    progress(sum(segment[..., 0].size for segment in segments))
                 return segments
             if len(segments) * self.spec.positions > POSITIONS_MAX:
                 raise DamageError("expected tokens of so large a frame to be coded uniformly; fetch the archive again")
@@ -173,14 +177,14 @@ class AdaptiveCodec(Codec):
         if (segment < 0).any() or (segment >= np.array(self.spec.factors)).any():
             raise InputError(f"expected ids below the factors {self.spec.factors}, found a negative or a larger one")
 
-    def _tell(self, progress: Progress | None, time: int, members: int, lengths: list[int]) -> None:
+    def _tell(self, progress: Advance | None, time: int, members: int, lengths: list[int]) -> None:
         """Report the tokens of the frames since the last report."""
         if progress is None:
             return
         if (time + 1) % _REPORT == 0 or time + 1 == max(lengths):
             first = time - time % _REPORT
             frames = sum(max(0, min(time + 1, length) - first) for length in lengths)
-            progress(frames * self.spec.positions * len(self.spec.factors))
+            progress(frames * self.spec.positions)
 
 
 def _part(prediction: Future[list[np.ndarray]], factor: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from ..runtime.disk import replacing
 from ..runtime.errors import InputError
-from ..runtime.main import replacing
 
 FORMAT = 1
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..data.segments import Segment
 from ..runtime.config import ModelConfig
+from ..runtime.disk import replacing
 from ..runtime.engine import Engine, Tensors
 from ..runtime.errors import InputError
 from ..runtime.exact import make_ops
-from ..runtime.gpt import self_test
-from ..runtime.main import replacing
+from ..runtime.loading import self_test
 from ..runtime.spec import TokenSpec
 from ..runtime.weights import read_config, read_model, write_model
 from .card import describe

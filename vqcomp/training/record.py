@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.main import replacing
+from ..runtime.disk import replacing
 
 
 class Row(NamedTuple):
