@@ -19,7 +19,9 @@ class Codec(Protocol):
     """
 
     group_size: int
-    """Segments in a group."""
+    """Segments in a group, unless the caller has a reason for another number."""
+    group_limit: int
+    """The most segments in a group."""
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], advance: Advance | None = None) -> list[bytes]:
         """One stream for each group: little-endian 32-bit words."""

@@ -7,6 +7,8 @@ partition [0, 2^24); no float decides where they lie.
 
 from __future__ import annotations
 
+from typing import Any
+
 import constriction
 import numpy as np
 
@@ -23,6 +25,16 @@ WEIGHT_BITS = 18
 
 _queue = constriction.stream.queue
 _categorical = constriction.stream.model.Categorical(perfect=False)
+
+
+def _bit_tables(ones: np.ndarray) -> np.ndarray:
+    """Probabilities of a 1, integers (n,) in 1..65535 -> constriction's tables (n, 2)."""
+    # Weights that are frequencies less one, and sum to 2^24 - 2, are taken as they are.
+    table = np.empty((len(ones), 2))
+    np.multiply(ones, 1 << (PRECISION - 16), out=table[:, 1])
+    np.subtract((1 << PRECISION) - 1, table[:, 1], out=table[:, 0])
+    table[:, 1] -= 1
+    return table
 
 
 def weights(logits: Array, ops: NumpyOps | TorchOps) -> Array:
@@ -72,6 +84,14 @@ class Encoder:
         rows = np.arange(len(symbols))
         self.put(bounds[rows, symbols], bounds[rows, symbols + 1])
 
+    def put_bits(self, bits: np.ndarray, ones: np.ndarray) -> None:
+        """Code bits (n,), each with the probability of a 1 that ones (n,) gives, integers 1..65535 in 2^-16."""
+        self._coder.encode(bits.astype(np.int32), _categorical, _bit_tables(ones))
+
+    def put_uniform(self, symbols: np.ndarray, size: int) -> None:
+        """Code symbols (n,) below `size`, all equally likely."""
+        self._coder.encode(np.ascontiguousarray(symbols, np.int32), constriction.stream.model.Uniform(size))
+
     def finish(self) -> bytes:
         """The stream: little-endian 32-bit words."""
         return self._coder.get_compressed().astype("<u4").tobytes()
@@ -90,13 +110,24 @@ class Decoder:
         rows, width = bounds.shape
         table = np.zeros((rows, width + 1), np.float32)  # a guard, the symbols, a guard
         table[:, 1:-1] = bounds[:, 1:] - bounds[:, :-1] - 1
-        try:
-            symbols = self._coder.decode(_categorical, table).astype(np.int64) - 1
-        except (ValueError, AssertionError) as error:
-            raise DamageError(f"a stream cannot be decoded: {error}") from error
+        symbols = self._decode(_categorical, table) - 1
         if symbols.min() < 0 or symbols.max() > width - 2:
             raise DamageError("a stream decodes to a symbol that is never coded")
         return symbols
+
+    def get_bits(self, ones: np.ndarray) -> np.ndarray:
+        """Decode one bit by each probability, see `Encoder.put_bits` -> int64 (n,)."""
+        return self._decode(_categorical, _bit_tables(ones))
+
+    def get_uniform(self, size: int, n: int) -> np.ndarray:
+        """Decode n symbols below `size`, all equally likely -> int64 (n,)."""
+        return self._decode(constriction.stream.model.Uniform(size), n)
+
+    def _decode(self, *arguments: Any) -> np.ndarray:
+        try:
+            return self._coder.decode(*arguments).astype(np.int64)
+        except (ValueError, AssertionError) as error:
+            raise DamageError(f"a stream cannot be decoded: {error}") from error
 
 
 class Tables:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from .codec import Advance, Codec, lockstep
-from .coder import Decoder, Encoder, Tables
+from .coder import Decoder, Tables
 from .compute import Compute
 from .engine import Engine
 from .loading import load_engine
 from .spec import TokenSpec
+from .uniform import decode_uniform, encode_uniform, modelled
 
 # Rows in one call of the engine: enough for the GEMMs' full rate, few enough for the cache.
 ROWS = {"cpu": 1024, "cuda": 1 << 16}
@@ -25,7 +26,7 @@ def make(spec: TokenSpec, model: bytes, compute: Compute) -> GPTCodec:
 class GPTCodec(Codec):
     """A `Codec` (see codec.py) by a FrameGPT alone; every segment has a stream of its own."""
 
-    group_size = 1
+    group_size = group_limit = 1
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -42,7 +43,7 @@ class GPTCodec(Codec):
             return [[segment] for segment in self._decode(streams, [n for (n,) in frames], advance)]
 
     def _encode(self, segments: list[np.ndarray], advance: Advance | None) -> list[bytes]:
-        encoders = [Encoder() for _ in segments]
+        encoders = [modelled() for _ in segments]
         spec, ops = self.engine.config.spec, self.engine.ops
         chunk = max(1, self.rows // (len(segments) * spec.positions))
         state = self.engine.start(len(segments))
@@ -61,20 +62,24 @@ class GPTCodec(Codec):
                 encoders[i].put(low, high)
             if advance:
                 advance(frames[..., 0].size)
-        return [encoder.finish() for encoder in encoders]
+        uniform = [encode_uniform([segment], spec.factors) for segment in segments]
+        return [min(encoder.finish(), other, key=len) for encoder, other in zip(encoders, uniform)]
 
     def _decode(self, streams: Sequence[bytes], lengths: list[int], advance: Advance | None) -> list[np.ndarray]:
-        decoders = [Decoder(stream) for stream in streams]
         spec, ops = self.engine.config.spec, self.engine.ops
         segments = [np.zeros((n, spec.positions, len(spec.factors)), np.int32) for n in lengths]
-        state = self.engine.start(len(streams))
-        for active, t, _ in lockstep(lengths, 1):
+        coded = [(Decoder(stream), segment) for stream, segment in zip(streams, segments)]
+        coded = [(d, segment) for d, segment in coded if not decode_uniform(d, [segment], spec.factors)]
+        if advance:
+            advance((sum(lengths) - sum(len(segment) for _, segment in coded)) * spec.positions)
+        state = self.engine.start(len(coded))
+        for active, t, _ in lockstep([len(segment) for _, segment in coded], 1):
             state.keep(len(active))
-            before = np.stack([_frame_before(segments[i], t) for i in active])
+            before = np.stack([_frame_before(coded[i][1], t) for i in active])
             for f, x in enumerate(self.engine.forward(state, before)):
-                symbols = Tables(x, ops).read([decoders[i] for i in active])
+                symbols = Tables(x, ops).read([coded[i][0] for i in active])
                 for i, frame in zip(active, symbols.reshape(len(active), spec.positions)):
-                    segments[i][t, :, f] = frame
+                    coded[i][1][t, :, f] = frame
             if advance:
                 advance(len(active) * spec.positions)
         return segments

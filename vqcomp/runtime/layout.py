@@ -1,6 +1,6 @@
 """The entries of an archive, and the versions of its format. FORMAT.md, section 2."""
 
-FORMAT = 1
+FORMAT = 2
 BOOTSTRAP, ROOT = "decompress.py", "vqcomp/"
 RUNTIME, MODEL, STREAMS, FILES, MANIFEST = (
     ROOT + n for n in ("runtime.tar.bz2", "model.vqm", "streams.bin", "files.bin", "manifest.json")

@@ -38,7 +38,8 @@ class Workers(Codec):
 
     def __init__(self, codec: Codec, make: Callable[[Compute], Codec], compute: Compute) -> None:
         """codec: one like those that `make` makes in the processes, for a group by itself. `make` is pickled."""
-        self.group_size, self._codec, self._jobs = codec.group_size, codec, compute.processes
+        self.group_size, self.group_limit = codec.group_size, codec.group_limit
+        self._codec, self._jobs = codec, compute.processes
         threads = compute.threads or max(1, cpus() // self._jobs)
         self._start = partial(make, replace(compute, threads=threads, jobs=1))
         self._pool: ProcessPoolExecutor | None = None
