@@ -7,22 +7,43 @@ partition [0, 2^24); no float decides where they lie.
 
 from __future__ import annotations
 
-import constriction
+from importlib.metadata import version
+from typing import Any
+
 import numpy as np
 
 from .errors import DamageError
 from .exact import Array, NumpyOps, TorchOps
+from .rangecoder import stream as python_stream
 
+CONSTRICTION = "0.5.0"
+"""Its version: streams are what this one writes."""
 PRECISION = 24
 """constriction's default: probabilities are multiples of 2^-24."""
+BIT_PRECISION = 16
+"""Of a bit's probability."""
 GROUP = 32
 LOGIT_BITS = 6
 """Logits are in 1/64 bit."""
 WEIGHT_BITS = 18
 """The largest weight is 2^18, so the sum of a group stays below 2^24."""
 
-_queue = constriction.stream.queue
-_categorical = constriction.stream.model.Categorical(perfect=False)
+
+
+def find_stream() -> Any:
+    """constriction's module `stream`, or what gives the same bytes in Python where that version is not here."""
+    try:
+        if version("constriction") == CONSTRICTION:
+            from constriction import stream
+
+            return stream
+    except ImportError:  # of its metadata, too
+        pass
+    return python_stream
+
+
+stream = find_stream()
+"""What codes; tests replace it."""
 
 
 def weights(logits: Array, ops: NumpyOps | TorchOps) -> Array:
@@ -59,44 +80,78 @@ class Encoder:
     """Range encoder of one stream."""
 
     def __init__(self) -> None:
-        self._coder = _queue.RangeEncoder()
+        self._coder = stream.queue.RangeEncoder()
 
     def put(self, low: np.ndarray, high: np.ndarray) -> None:
         """Code symbols by their intervals [low, high), integers (n,), 1 <= low < high < 2^24."""
         # Three entries, what is left of the symbol, itself and what is right of it, give the bytes of the whole table.
         table = np.stack([low, high - low, (1 << PRECISION) - high], 1) - 1
-        self._coder.encode(np.ones(len(low), np.int32), _categorical, table.astype(np.float32))
+        self._coder.encode(np.ones(len(low), np.int32), _categorical(), table.astype(np.float32))
 
     def put_symbols(self, symbols: np.ndarray, bounds: np.ndarray) -> None:
         """Code symbols (n,) by a table each, bounds (n, size + 1)."""
         rows = np.arange(len(symbols))
         self.put(bounds[rows, symbols], bounds[rows, symbols + 1])
 
+    def put_bits(self, bits: np.ndarray, ones: np.ndarray) -> None:
+        """Code bits (n,) by the probabilities of a 1, integers (n,) in 1..65535, in 2^-16."""
+        self._coder.encode(np.ascontiguousarray(bits, np.int32), _categorical(), _bit_tables(ones))
+
+    def put_uniform(self, symbols: np.ndarray, size: int) -> None:
+        """Code symbols (n,) in 0..size-1, all alike."""
+        self._coder.encode(np.ascontiguousarray(symbols, np.int32), stream.model.Uniform(size))
+
     def finish(self) -> bytes:
         """The stream: little-endian 32-bit words."""
-        return self._coder.get_compressed().astype("<u4").tobytes()
+        words: np.ndarray = self._coder.get_compressed()
+        return words.astype("<u4").tobytes()
 
 
 class Decoder:
     """Range decoder of one stream. Raises DamageError where the bytes cannot be a stream."""
 
-    def __init__(self, stream: bytes) -> None:
-        if len(stream) % 4:
-            raise DamageError(f"a stream consists of 32-bit words, found {len(stream)} bytes")
-        self._coder = _queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
+    def __init__(self, data: bytes) -> None:
+        if len(data) % 4:
+            raise DamageError(f"expected a stream of 32-bit words, found {len(data)} bytes; fetch the archive again")
+        self._coder = stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
 
     def get_symbols(self, bounds: np.ndarray) -> np.ndarray:
         """Decode one symbol by each table, bounds (n, size + 1) -> int64 (n,) in 0..size-1."""
         rows, width = bounds.shape
         table = np.zeros((rows, width + 1), np.float32)  # a guard, the symbols, a guard
         table[:, 1:-1] = bounds[:, 1:] - bounds[:, :-1] - 1
-        try:
-            symbols = self._coder.decode(_categorical, table).astype(np.int64) - 1
-        except (ValueError, AssertionError) as error:
-            raise DamageError(f"a stream cannot be decoded: {error}") from error
-        if symbols.min() < 0 or symbols.max() > width - 2:
-            raise DamageError("a stream decodes to a symbol that is never coded")
+        symbols = self._decode(_categorical(), table) - 1
+        if ((symbols < 0) | (symbols > width - 2)).any():
+            raise DamageError("a stream decodes to a symbol that is never coded; fetch the archive again")
         return symbols
+
+    def get_bits(self, ones: np.ndarray) -> np.ndarray:
+        """Decode bits by the probabilities of a 1, as in `put_bits` -> int64 (n,)."""
+        return self._decode(_categorical(), _bit_tables(ones))
+
+    def get_uniform(self, size: int, n: int) -> np.ndarray:
+        """Decode n symbols in 0..size-1, all alike -> int64 (n,)."""
+        return self._decode(stream.model.Uniform(size), n)
+
+    def _decode(self, model: Any, table: np.ndarray | int) -> np.ndarray:
+        try:
+            symbols: np.ndarray = self._coder.decode(model, table)
+        except (ValueError, AssertionError) as error:
+            raise DamageError("a stream cannot be decoded: its words are damaged; fetch the archive again") from error
+        return symbols.astype(np.int64, copy=False)
+
+
+def _categorical() -> Any:
+    return stream.model.Categorical(perfect=False)
+
+
+def _bit_tables(ones: np.ndarray) -> np.ndarray:
+    """Probabilities of a 1 (n,) in 2^-16 -> frequencies less one of a 0 and a 1 (n, 2), which sum to 2^24 - 2."""
+    tables = np.empty((len(ones), 2))
+    np.multiply(ones, 1 << (PRECISION - BIT_PRECISION), out=tables[:, 1])
+    np.subtract((1 << PRECISION) - 1, tables[:, 1], out=tables[:, 0])
+    tables[:, 1] -= 1
+    return tables
 
 
 class Tables:
