@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqcomp.choice import shipped_models
-from vqcomp.runtime import mixing, online
+from vqcomp.runtime import mixing, online, opinions
 from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.codec import make_codec
 from vqcomp.runtime.errors import DamageError, InputError
@@ -179,7 +179,7 @@ def test_learning_does_not_depend_on_the_order_of_decisions():
     bits, order = rng.integers(0, 2, 400), rng.permutation(400)
     results = []
     for pick in (np.arange(400), order):
-        maps, counts = mixing.Maps(np.full(5, 1 << 15)), mixing.Counts(9)
+        maps, counts = opinions.Maps(np.full(5, 1 << 15)), opinions.Counts(9)
         for _ in range(3):
             maps.learn(state[pick], bits[pick])
             counts.learn(slot[pick], bits[pick])
@@ -206,7 +206,7 @@ def test_products_of_the_largest_codes_are_exact():
     width, block = online.WIDTH, online.BLOCK
     sums = [width * embedding * matrix, width * embedding * hidden, width * hidden * matrix, block * embedding * hidden]
     sums += [block * online.ERROR * online.COARSE_MAX, width * online.GRADIENT_MAX]
-    sums += [(2 * online.ERROR + mixing.ONLINE_MAX / 2 + 1) * embedding]
+    sums += [(2 * online.ERROR + online.VOCABULARY_MAX / 2 + 1) * embedding]
     assert max(sums) < 1 << 24
 
 

@@ -1,34 +1,40 @@
 """AdaptiveCodec: compresses with a model that learns from the tokens already coded, alone or on top of a network.
 
-`mixing.py` predicts; this file turns its predictions into range-coded streams. A stream holds one group. Its segments
-are coded in lockstep, sorted from long to short, and learn together. Decisions are coded frame by frame, in a frame
-factor by factor, in a factor level by level of the code tree, in a level segment by segment and position by position.
+`mixing.py` predicts; this file turns the predictions into range-coded streams. A stream holds one group. Its segments
+are coded in lockstep, sorted from long to short, and learn together. The order of decisions: frame by frame; in a frame
+factor by factor; in a factor level by level of the code tree; in a level segment by segment and position by position.
 
-The first decision of a stream says whether the model is used at all: tokens that it cannot predict are coded uniformly.
+The first decision of a stream says whether the model is used at all. Tokens that it cannot predict are coded uniformly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-import constriction
 import numpy as np
 
+from .background import Background
 from .codec import Codec, Progress, lockstep
+from .coder import Decoder, Encoder
 from .errors import DamageError, InputError
-from .mixing import ONLINE_MAX, PROBABILITY, Given, TreeMixer
+from .mixing import Given, TreeMixer
+from .online import VOCABULARY_MAX
 from .spec import TokenSpec
 
-_BINARY = constriction.stream.model.Categorical(perfect=False)
-_REPORT = 16
-"""Frames between calls of progress."""
-_POOL = ThreadPoolExecutor(1)
-"""Where a network predicts the next frame, while all else learns from the last one."""
+GROUP_SIZE = 8
+"""Most segments that learn together."""
+WEIGHTS_MAX = 1 << 20
+"""Most probabilities of tokens that a frame of a group may take, in arrays of (P, V)."""
 POSITIONS_MAX = 1 << 18
-"""Of a group's frame: up to here all sums are proven exact; larger frames are coded uniformly."""
+"""Positions of a group's frame up to which all sums are proven exact. Larger frames are coded uniformly."""
+REPORT = 16
+"""Frames between calls of progress."""
+LEARNED, UNIFORM = np.array([0]), np.array([1])
+"""How a stream's tokens are coded: its first decision."""
+RARE = np.array([1])
+"""The probability of UNIFORM, 2^-16."""
 
 
 class Network(Protocol):
@@ -38,7 +44,7 @@ class Network(Protocol):
     """An `Engine`, named here without an import: archives of what learns alone need not carry it."""
 
     def start(self, segments: int) -> None:
-        """Before the first frame of so many segments."""
+        """Forget all, before the first frame of so many segments."""
 
     def predict(self, before: np.ndarray) -> list[np.ndarray]:
         """The frame before (G, S, F), -1 for none, of the first G segments -> each factor's weights (G * S, V)."""
@@ -46,14 +52,18 @@ class Network(Protocol):
 
 
 class AdaptiveCodec(Codec):
-    """Codec (see codec.py) that learns. The tables of a group take at most 256 MiB, untouched at first."""
+    """Codec (see codec.py) that learns. The tables of a group take at most 256 MiB, untouched at first.
+
+    One thread at a time may use it. With a network, it owns a second thread until `close`.
+    """
 
     def __init__(self, spec: TokenSpec, network: Network | None = None):
         self.spec, self.network = spec, network
         self.name = "mixed" if network else "adaptive"
-        # Eight segments of commaVQ; fewer of a larger grid, whose arrays of (P, V) probabilities would take too much.
-        largest = (1 << 20) // (spec.positions * min(max(spec.factors), ONLINE_MAX))
-        self.group_size = max(1, min(8, largest, POSITIONS_MAX // spec.positions))
+        largest = WEIGHTS_MAX // (spec.positions * min(max(spec.factors), VOCABULARY_MAX))
+        self.group_size = max(1, min(GROUP_SIZE, largest, POSITIONS_MAX // spec.positions))
+        # There the network predicts the next frame, while the mixers learn from the last one.
+        self._background = Background()
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
         """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
@@ -68,103 +78,104 @@ class AdaptiveCodec(Codec):
         """
         return [self._decode_group(s, list(f), progress) for s, f in zip(streams, frames, strict=True)]
 
+    def close(self) -> None:
+        self._background.close()
+
     def _encode_group(self, segments: list[np.ndarray], progress: Progress | None) -> bytes:
         for segment in segments:
             self._check(segment)
+        uniform = self._encode_uniform(segments)
         if len(segments) * self.spec.positions > POSITIONS_MAX:
-            return self._encode_uniform(segments).astype("<u4").tobytes()
+            return uniform
         lengths = [len(segment) for segment in segments]
-        encoder = constriction.stream.queue.RangeEncoder()
-        encoder.encode(np.zeros(1, np.int32), _BINARY, _decisions(np.ones(1)))
+        encoder = Encoder()
+        encoder.put_bits(LEARNED, RARE)
         mixers, given = self._start(segments)
         for members, time, _ in lockstep(lengths):
             frame = np.stack([segments[i][time] for i in members]).astype(np.int64)  # (G, S, F)
             now, given = given, self._given(frame, time + 1 == max(lengths))
             for f, mixer in enumerate(mixers):
-                tokens = frame[:, :, f].reshape(-1)
+                tokens = frame[:, :, f].reshape(-1)  # (P,)
                 level = np.arange(mixer.levels)[:, None]
                 node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
                 bits = (tokens >> (mixer.levels - 1 - level)) & 1
                 mixer.begin(frame[:, :, :f], now[f])
-                ones = mixer.predict(0, node)
-                encoder.encode(bits.reshape(-1).astype(np.int32), _BINARY, _decisions(ones.reshape(-1)))
+                encoder.put_bits(bits.reshape(-1), mixer.predict(0, node).reshape(-1))
                 mixer.update(bits, frame[:, :, f])
             self._tell(progress, time, len(members), lengths)
-        words = encoder.get_compressed()
-        uniform = self._encode_uniform(segments)
-        return (words if len(words) <= len(uniform) else uniform).astype("<u4").tobytes()
+        return min(encoder.finish(), uniform, key=len)
 
     def _decode_group(self, stream: bytes, lengths: list[int], progress: Progress | None) -> list[np.ndarray]:
-        if len(stream) % 4:
-            raise DamageError(f"expected a stream of 32-bit words, found {len(stream)} bytes; fetch the archive again")
-        decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
+        decoder = Decoder(stream)
         shape = (self.spec.positions, len(self.spec.factors))
         segments = [np.zeros((length, *shape), np.int32) for length in lengths]
-        try:
-            if decoder.decode(_BINARY, _decisions(np.ones(1)))[0]:
-                self._decode_uniform(decoder, segments)
-                if progress:
-                    progress(sum(segment.size for segment in segments))
-                return segments
-            if len(segments) * self.spec.positions > POSITIONS_MAX:
-                raise DamageError("expected tokens of so large a frame to be coded uniformly; fetch the archive again")
-            mixers, given = self._start(segments)
-            for members, time, _ in lockstep(lengths):
-                frame = np.zeros((len(members), *shape), np.int64)  # (G, S, F)
-                bits = [np.empty((mixer.levels, len(members) * shape[0]), np.int64) for mixer in mixers]
-                for f, mixer in enumerate(mixers):
-                    mixer.begin(frame[:, :, :f], given[f])
-                    node = np.ones((1, bits[f].shape[1]), np.int64)
-                    for level in range(mixer.levels):
-                        ones = mixer.predict(level, node)
-                        bits[f][level] = decoder.decode(_BINARY, _decisions(ones[0]))
-                        node = node * 2 + bits[f][level]
-                    tokens = node - (1 << mixer.levels)
-                    if tokens.max() >= mixer.size:
-                        raise DamageError("a stream decodes to an id outside the vocabulary; fetch the archive again")
-                    frame[:, :, f] = tokens.reshape(len(members), -1)
-                given = self._given(frame, time + 1 == max(lengths))
-                for f, mixer in enumerate(mixers):
-                    mixer.update(bits[f], frame[:, :, f])
-                for i, tokens in zip(members, frame, strict=True):
-                    segments[i][time] = tokens
-                self._tell(progress, time, len(members), lengths)
-        except (AssertionError, ValueError) as error:  # constriction's words for an impossible stream
-            raise DamageError(f"expected a stream of tokens, found {error}; fetch the archive again") from error
+        if decoder.get_bits(RARE) == UNIFORM:
+            self._decode_uniform(decoder, segments)
+            if progress:
+                progress(sum(segment.size for segment in segments))
+            return segments
+        if len(segments) * self.spec.positions > POSITIONS_MAX:
+            raise DamageError("expected tokens of so large a frame to be coded uniformly; fetch the archive again")
+        mixers, given = self._start(segments)
+        for members, time, _ in lockstep(lengths):
+            frame = np.zeros((len(members), *shape), np.int64)  # (G, S, F)
+            bits = [np.empty((mixer.levels, len(members) * shape[0]), np.int64) for mixer in mixers]  # (L, P)
+            for f, mixer in enumerate(mixers):
+                mixer.begin(frame[:, :, :f], given[f])
+                node = np.ones((1, bits[f].shape[1]), np.int64)
+                for level in range(mixer.levels):
+                    bits[f][level] = decoder.get_bits(mixer.predict(level, node)[0])
+                    node = node * 2 + bits[f][level]
+                tokens = node - (1 << mixer.levels)
+                if tokens.max() >= self.spec.factors[f]:
+                    raise DamageError("a stream decodes to an id outside the vocabulary; fetch the archive again")
+                frame[:, :, f] = tokens.reshape(len(members), -1)
+            given = self._given(frame, time + 1 == max(lengths))
+            for f, mixer in enumerate(mixers):
+                mixer.update(bits[f], frame[:, :, f])
+            for i, tokens in zip(members, frame, strict=True):
+                segments[i][time] = tokens
+            self._tell(progress, time, len(members), lengths)
         return segments
 
     def _start(self, segments: list[np.ndarray]) -> tuple[list[TreeMixer], list[Given | None]]:
         """A mixer for each factor, and what the network says of the first frame."""
         factors = range(len(self.spec.factors))
         codes: list[np.ndarray | None] = [None for _ in factors]
+        started = None
         if self.network:
-            _POOL.submit(self.network.start, len(segments))
+            started = self._background.submit(self.network.start, len(segments))
             engine = self.network.engine
-            codes = [engine.ops.host(weight).T for weight, _ in engine.output]  # of each factor's tokens, (V, R)
+            codes = [engine.ops.host(weight).T for weight, _ in engine.output]  # of each factor's tokens, (V, rank)
         mixers = [TreeMixer(self.spec, f, len(segments), codes[f]) for f in factors]
+        if started:
+            started.result()  # an error must be heard: the network would go on from another group's state
         return mixers, self._given(np.full((len(segments), self.spec.positions, len(factors)), -1, np.int64))
 
     def _given(self, before: np.ndarray, last: bool = False) -> list[Given | None]:
         """For each factor, what waits for the network's opinion on the frame after `before` (G, S, F)."""
         if last or not self.network:
             return [None] * len(self.spec.factors)
-        prediction = _POOL.submit(self.network.predict, before)
-        return [partial(_part, prediction, f) for f in range(len(self.spec.factors))]
+        prediction = self._background.submit(self.network.predict, before)
 
-    def _encode_uniform(self, segments: list[np.ndarray]) -> np.ndarray:
-        encoder = constriction.stream.queue.RangeEncoder()
-        encoder.encode(np.ones(1, np.int32), _BINARY, _decisions(np.ones(1)))
+        def part(factor: int) -> np.ndarray:
+            weights: np.ndarray = prediction.result()[factor]
+            return weights
+
+        return [partial(part, f) for f in range(len(self.spec.factors))]
+
+    def _encode_uniform(self, segments: list[np.ndarray]) -> bytes:
+        encoder = Encoder()
+        encoder.put_bits(UNIFORM, RARE)
         for f, size in enumerate(self.spec.factors):
             for segment in segments:
-                tokens = np.ascontiguousarray(segment[:, :, f].reshape(-1), np.int32)
-                encoder.encode(tokens, constriction.stream.model.Uniform(size))
-        return encoder.get_compressed()
+                encoder.put_uniform(segment[:, :, f].reshape(-1), size)
+        return encoder.finish()
 
-    def _decode_uniform(self, decoder: Any, segments: list[np.ndarray]) -> None:
+    def _decode_uniform(self, decoder: Decoder, segments: list[np.ndarray]) -> None:
         for f, size in enumerate(self.spec.factors):
             for segment in segments:
-                tokens = decoder.decode(constriction.stream.model.Uniform(size), segment[:, :, f].size)
-                segment[:, :, f] = tokens.reshape(len(segment), -1)
+                segment[:, :, f] = decoder.get_uniform(size, segment[:, :, f].size).reshape(len(segment), -1)
 
     def _check(self, segment: np.ndarray) -> None:
         shape = (self.spec.positions, len(self.spec.factors))
@@ -177,23 +188,7 @@ class AdaptiveCodec(Codec):
         """Report the tokens of the frames since the last report."""
         if progress is None:
             return
-        if (time + 1) % _REPORT == 0 or time + 1 == max(lengths):
-            first = time - time % _REPORT
+        if (time + 1) % REPORT == 0 or time + 1 == max(lengths):
+            first = time - time % REPORT
             frames = sum(max(0, min(time + 1, length) - first) for length in lengths)
             progress(frames * self.spec.positions * len(self.spec.factors))
-
-
-def _part(prediction: Future[list[np.ndarray]], factor: int) -> np.ndarray:
-    return prediction.result()[factor]
-
-
-def _decisions(ones: np.ndarray) -> np.ndarray:
-    """Probabilities of a 1 (R,) in 1..65535 -> constriction's tables (R, 2).
-
-    Weights that are frequencies less one, and sum to 2^24 - 2, are taken as they are (Categorical with perfect=False).
-    """
-    weights = np.empty((len(ones), 2))
-    np.multiply(ones, (1 << 24) // PROBABILITY, out=weights[:, 1])
-    np.subtract((1 << 24) - 1, weights[:, 1], out=weights[:, 0])
-    weights[:, 1] -= 1
-    return weights

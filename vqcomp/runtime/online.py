@@ -17,7 +17,14 @@ from __future__ import annotations
 
 import numpy as np
 
+VOCABULARY_MAX = 4096
+"""Largest vocabulary for which the network is worth its time."""
+OFFSETS = ((1, 0, 0), (2, 0, 0), (3, 0, 0), (1, 0, 1), (1, 0, -1), (1, 1, 0), (1, -1, 0))
+"""(dt, dy, dx) of the past tokens that it reads."""
+GATES = 3
+"""It can point at so many of them, from the first on."""
 WIDTH = 64
+"""Of an embedding."""
 RATE = 0.12
 RATE_MATRIX = 0.007
 RATE_CONTEXT = 0.02
