@@ -14,10 +14,24 @@ from vqcomp.runtime import coder
 from vqcomp.runtime.coder import PRECISION, Decoder, Encoder, Tables, partition
 from vqcomp.runtime.errors import DamageError
 from vqcomp.runtime.exact import NumpyOps
-from vqcomp.runtime.rangecoder import stream as python_stream
 
 ALL = 1 << PRECISION
 WEIGHTS = hnp.arrays(np.int64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1 << 40))
+
+
+@pytest.fixture(scope="module")
+def constriction():
+    if not coder.constriction:
+        pytest.skip(f"constriction {coder.CONSTRICTION} is not here")
+    return coder.constriction
+
+
+@contextmanager
+def using(range_coder):
+    """coder.py with constriction, or None."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coder, "constriction", range_coder)
+        yield
 
 
 @given(WEIGHTS)
@@ -54,16 +68,16 @@ def test_symbols_come_back(logits, data):
 
 
 @given(WEIGHTS, st.data())
-def test_three_entry_tables_give_the_bytes_of_whole_tables(weights, data):
+def test_three_entry_tables_give_the_bytes_of_whole_tables(constriction, weights, data):
     """What the encoder does in place of handing the range coder every entry."""
     weights[:, 0] += 1
     rows, n = weights.shape
     bounds = partition(weights)
     symbols = data.draw(hnp.arrays(np.int32, rows, elements=st.integers(0, n - 1)))
-    short, whole = Encoder(), coder.stream.queue.RangeEncoder()
+    short, whole = Encoder(), coder.constriction.queue.RangeEncoder()
     short.put_symbols(symbols, bounds)
     table = np.diff(np.concatenate([np.zeros((rows, 1)), bounds, np.full((rows, 1), ALL)], 1)) - 1
-    categorical = coder.stream.model.Categorical(perfect=False)
+    categorical = coder.constriction.model.Categorical(perfect=False)
     whole.encode(symbols + np.int32(1), categorical, table.astype(np.float32))
     assert short.finish() == whole.get_compressed().astype("<u4").tobytes()
 
@@ -96,21 +110,6 @@ def test_a_stream_of_odd_length_is_damage():
 
 
 # ---- the range coder in Python, against constriction
-
-
-@pytest.fixture(scope="module")
-def constriction_stream():
-    if coder.stream is python_stream:
-        pytest.skip("constriction is not here")
-    return coder.stream
-
-
-@contextmanager
-def using(stream):
-    """coder.py with another range coder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coder, "stream", stream)
-        yield
 
 
 EXTREMES = st.sampled_from([1, 2, 255, 1 << 15, 65534, 65535]) | st.integers(1, 65535)
@@ -154,10 +153,10 @@ def decode(stream, items):
 
 @settings(deadline=None, max_examples=300)
 @given(calls())
-def test_the_range_coder_in_python_writes_constrictions_bytes_and_reads_them(constriction_stream, items):
-    with using(constriction_stream):
+def test_the_range_coder_in_python_writes_constrictions_bytes_and_reads_them(constriction, items):
+    with using(constriction):
         expected = encode(items)
-    with using(python_stream):
+    with using(None):
         assert encode(items) == expected
         for found, (_, symbols, _) in zip(decode(expected, items), items, strict=True):
             assert found.dtype == np.int64
@@ -166,11 +165,11 @@ def test_the_range_coder_in_python_writes_constrictions_bytes_and_reads_them(con
 
 @settings(deadline=None, max_examples=300)
 @given(calls(), st.binary(max_size=64) | st.lists(st.sampled_from([b"\0", b"\xff"]), max_size=64).map(b"".join))
-def test_on_any_bytes_the_range_coder_in_python_finds_what_constriction_finds(constriction_stream, items, stream):
+def test_on_any_bytes_the_range_coder_in_python_finds_what_constriction_finds(constriction, items, stream):
     stream = stream[: len(stream) // 4 * 4]
     results = []
-    for module in (constriction_stream, python_stream):
-        with using(module):
+    for range_coder in (constriction, None):
+        with using(range_coder):
             try:
                 results.append([found.tolist() for found in decode(stream, items)])
             except DamageError:
@@ -180,7 +179,7 @@ def test_on_any_bytes_the_range_coder_in_python_finds_what_constriction_finds(co
 
 @pytest.mark.parametrize("above", [False, True])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 50, 1001])
-def test_a_carry_runs_back_through_any_number_of_words(constriction_stream, length, above):
+def test_a_carry_runs_back_through_any_number_of_words(constriction, length, above):
     """Each interval but the last one holds the middle of the range, so no word is settled before the last symbol."""
     width, middle, lows, highs = (1 << 64) - 1, 1 << 63, [], []
     for i in range(length):
@@ -195,8 +194,8 @@ def test_a_carry_runs_back_through_any_number_of_words(constriction_stream, leng
         if width < 1 << 32:
             middle, width = middle << 32, width << 32
     streams = []
-    for module in (constriction_stream, python_stream):
-        with using(module):
+    for range_coder in (constriction, None):
+        with using(range_coder):
             encoder = Encoder()
             encoder.put(np.array(lows), np.array(highs))
             streams.append(encoder.finish())
@@ -210,7 +209,7 @@ def test_a_carry_runs_back_through_any_number_of_words(constriction_stream, leng
 
 def test_damage_does_not_let_the_decoders_numbers_grow():
     """A stream that is all damage is given up at once: not after as many words as there are symbols."""
-    with using(python_stream):
+    with using(None):
         decoder = Decoder(b"\xff" * 400_000)
         with pytest.raises(DamageError):
             decoder.get_uniform(3, 1 << 20)

@@ -36,6 +36,7 @@ LATE_MODULES = {
     "workers": {"workers"},
 }
 """What is imported late: for each codec, for files that are no arrays, for groups coded side by side."""
+UNKNOWN_SHA256 = 'SHA256 = ""'
 _ZIP64_FROM = 1 << 31
 
 
@@ -48,7 +49,7 @@ class CodedSpec(NamedTuple):
 
 def runtime_modules(needs: Iterable[str]) -> list[str]:
     """File names of the modules that decoding takes: entry points, LATE_MODULES[need] for each need, and imports."""
-    found, wanted = set(), {"__init__", "main", "codec"}.union(*(LATE_MODULES[n] for n in needs))
+    found, wanted = set(), {"__init__", "launch", "main", "codec"}.union(*(LATE_MODULES[n] for n in needs))
     while wanted:
         name = wanted.pop()
         found.add(name)
@@ -72,9 +73,10 @@ def runtime_archive(needs: frozenset[str]) -> bytes:
     return bz2.compress(buffer.getvalue())
 
 
-def bootstrap() -> bytes:
-    """decompress.py, verbatim."""
-    return (RUNTIME_FOLDER / archive.BOOTSTRAP).read_text("utf-8").encode()
+def bootstrap(runtime: bytes) -> bytes:
+    """decompress.py, which checks that hash before it runs anything of runtime.tar.bz2."""
+    source = (RUNTIME_FOLDER / archive.BOOTSTRAP).read_text("utf-8")
+    return source.replace(UNKNOWN_SHA256, f'SHA256 = "{hashlib.sha256(runtime).hexdigest()}"', 1).encode()
 
 
 def column(values: Sequence[Any]) -> Any:
@@ -104,10 +106,11 @@ class Writer:
         self.whole = hashlib.sha256()
         self.zip = zipfile.ZipFile(path, "x")
         try:
-            self._put(archive.BOOTSTRAP, bootstrap(), zipfile.ZIP_DEFLATED)
             needs = {s.codec for s in specs}
             needs |= {need for need, wanted in (("files", raw or files), ("workers", workers)) if wanted}
-            self._put(archive.RUNTIME, runtime_archive(frozenset(needs)))
+            runtime = runtime_archive(frozenset(needs))
+            self._put(archive.BOOTSTRAP, bootstrap(runtime), zipfile.ZIP_DEFLATED)
+            self._put(archive.RUNTIME, runtime)
             if model is not None:
                 self._put(archive.MODEL, model)
             # A token never takes more than a word of the range coder; a stream ends within two more.

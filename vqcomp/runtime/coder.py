@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import DamageError
 from .exact import Array, NumpyOps, TorchOps
-from .rangecoder import stream as python_stream
+from .rangecoder import Categorical, RangeDecoder, RangeEncoder, Uniform
 
 CONSTRICTION = "0.5.0"
 """Its version: streams are what this one writes."""
@@ -29,9 +29,8 @@ WEIGHT_BITS = 18
 """The largest weight is 2^18, so the sum of a group stays below 2^24."""
 
 
-
-def find_stream() -> Any:
-    """constriction's module `stream`, or what gives the same bytes in Python where that version is not here."""
+def find_constriction() -> Any:
+    """constriction's module `stream`; None where the version that the format relies on is not here."""
     try:
         if version("constriction") == CONSTRICTION:
             from constriction import stream
@@ -39,11 +38,11 @@ def find_stream() -> Any:
             return stream
     except ImportError:  # of its metadata, too
         pass
-    return python_stream
+    return None
 
 
-stream = find_stream()
-"""What codes; tests replace it."""
+constriction = find_constriction()
+"""If None, rangecoder.py codes: the same bytes, slower."""
 
 
 def weights(logits: Array, ops: NumpyOps | TorchOps) -> Array:
@@ -80,7 +79,7 @@ class Encoder:
     """Range encoder of one stream."""
 
     def __init__(self) -> None:
-        self._coder = stream.queue.RangeEncoder()
+        self._coder = constriction.queue.RangeEncoder() if constriction else RangeEncoder()
 
     def put(self, low: np.ndarray, high: np.ndarray) -> None:
         """Code symbols by their intervals [low, high), integers (n,), 1 <= low < high < 2^24."""
@@ -99,7 +98,7 @@ class Encoder:
 
     def put_uniform(self, symbols: np.ndarray, size: int) -> None:
         """Code symbols (n,) in 0..size-1, all alike."""
-        self._coder.encode(np.ascontiguousarray(symbols, np.int32), stream.model.Uniform(size))
+        self._coder.encode(np.ascontiguousarray(symbols, np.int32), _uniform(size))
 
     def finish(self) -> bytes:
         """The stream: little-endian 32-bit words."""
@@ -113,7 +112,8 @@ class Decoder:
     def __init__(self, data: bytes) -> None:
         if len(data) % 4:
             raise DamageError(f"expected a stream of 32-bit words, found {len(data)} bytes; fetch the archive again")
-        self._coder = stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        words = np.frombuffer(data, "<u4").astype(np.uint32)
+        self._coder = constriction.queue.RangeDecoder(words) if constriction else RangeDecoder(words)
 
     def get_symbols(self, bounds: np.ndarray) -> np.ndarray:
         """Decode one symbol by each table, bounds (n, size + 1) -> int64 (n,) in 0..size-1."""
@@ -131,7 +131,7 @@ class Decoder:
 
     def get_uniform(self, size: int, n: int) -> np.ndarray:
         """Decode n symbols in 0..size-1, all alike -> int64 (n,)."""
-        return self._decode(stream.model.Uniform(size), n)
+        return self._decode(_uniform(size), n)
 
     def _decode(self, model: Any, table: np.ndarray | int) -> np.ndarray:
         try:
@@ -142,7 +142,11 @@ class Decoder:
 
 
 def _categorical() -> Any:
-    return stream.model.Categorical(perfect=False)
+    return constriction.model.Categorical(perfect=False) if constriction else Categorical()
+
+
+def _uniform(size: int) -> Any:
+    return constriction.model.Uniform(size) if constriction else Uniform(size)
 
 
 def _bit_tables(ones: np.ndarray) -> np.ndarray:

@@ -188,18 +188,15 @@ def default_jobs() -> int:
     return max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) // 2)
 
 
-def main(here: str) -> int:
-    """Restore the archive unpacked at `here` into $OUTPUT_DIR; returns the exit code. Existing files are replaced."""
-    parser = argparse.ArgumentParser(description="Restore the token files in this archive into $OUTPUT_DIR.")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="restore these segments alone")
-    parser.add_argument("--device", default="auto", help="auto, numpy, cpu, cuda or cuda:N")
-    parser.add_argument("--batch-size", type=int, default=16, help="segments computed together (default: 16)")
-    parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes (default: half the CPUs)")
-    args = parser.parse_args()
+def restore_here(here: str, args: argparse.Namespace) -> int:
+    """Restore the archive unpacked at `here` into $OUTPUT_DIR; returns the exit code. Existing files are replaced.
+
+    args: the options that launch.py has read.
+    """
     signal.signal(signal.SIGTERM, terminate)
     start, output = time.monotonic(), Path(os.environ.get("OUTPUT_DIR") or "decompressed")
     try:
-        with Reader(here, device=args.device, jobs=args.jobs) as archive:
+        with Reader(here, device=args.device, threads=args.threads, jobs=args.jobs or default_jobs()) as archive:
             lost = restore(archive, output, args.only, force=True, batch_size=args.batch_size, progress=Progress())
             total = len(archive.outputs(args.only))
         if lost:

@@ -1,16 +1,15 @@
-"""A range coder in Python: stands in for constriction's module `stream` where that cannot be had, with the same bytes.
+"""A range coder in Python: stands in for constriction where that cannot be had, with the same bytes.
 
-It has what `coder.py` uses of constriction 0.5.0, by the same names (queue, model): tables in 2^-24 with
-Categorical(perfect=False) and Uniform, a coder of 32-bit words with a state of 64 bits. The method is G. N. N. Martin's
-("Range encoding", 1979); FORMAT.md, section 4, describes the stream.
+It has what `coder.py` uses of constriction 0.5.0, by the same names: a coder of 32-bit words with a state of 64 bits,
+and two models of symbols, with probabilities in 2^-24. The method is G. N. N. Martin's ("Range encoding", 1979);
+FORMAT.md, section 4, describes the stream.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import repeat
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,7 @@ class RangeDecoder:
             symbols = self._split((table[:, 0].astype(np.int64) + 1).tolist())
         else:
             n, size = table.shape
-            symbols = self._find(table_bounds(table).ravel().tolist(), range(0, n * (size + 1), size + 1), size)
+            symbols = self._find(table_bounds(table).ravel().data, range(0, n * (size + 1), size + 1), size)
         self._check(self._offset, self._range)
         return np.array(symbols, np.int64)
 
@@ -96,7 +95,7 @@ class RangeDecoder:
         self._offset, self._range = offset, range_
         return bits
 
-    def _find(self, bounds: list[int], firsts: Iterable[int], size: int) -> list[int]:
+    def _find(self, bounds: Sequence[int] | memoryview, firsts: Iterable[int], size: int) -> list[int]:
         """A symbol for each of firsts, where in bounds the bounds of its intervals begin."""
         offset, range_, words, symbols = self._offset, self._range, self._words, []
         for first in firsts:
@@ -119,10 +118,10 @@ class RangeDecoder:
 
 
 class Categorical:
-    """Symbols by tables (n, size), each of frequencies less one, integers >= 0 that sum to 2^24 - size."""
+    """Symbols by tables (n, size), each of frequencies less one, integers >= 0 that sum to 2^24 - size.
 
-    def __init__(self, perfect: bool) -> None:
-        """perfect: as constriction has it; tables like these are taken as they are if it is False."""
+    Such tables are taken as they are, as constriction's Categorical(perfect=False) takes them.
+    """
 
     def intervals(self, symbols: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each symbol's interval starts, and its width, in 2^-24."""
@@ -148,10 +147,3 @@ def table_bounds(table: np.ndarray) -> np.ndarray:
     bounds = np.zeros((len(table), table.shape[1] + 1), np.int64)
     np.cumsum(table.astype(np.int64) + 1, 1, out=bounds[:, 1:])
     return bounds
-
-
-stream = SimpleNamespace(
-    queue=SimpleNamespace(RangeEncoder=RangeEncoder, RangeDecoder=RangeDecoder),
-    model=SimpleNamespace(Categorical=Categorical, Uniform=Uniform),
-)
-"""In the place of constriction.stream."""
