@@ -8,17 +8,14 @@ VQCOMP_NO_PIP=1                 never install anything
 import sys
 
 # Restored files may lie beside this script and in the working folder, under any name. None may be taken for a module:
-# so these folders are left out before anything is imported, here and in the processes that are started.
+# these folders are not searched, neither here nor in the processes that are started.
 if __name__ == "__main__":
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
-    unsafe = {os.path.realpath(p) for p in (os.path.dirname(__file__), "")} - {sys.prefix, sys.base_prefix}
-    sys.path[:] = [p for p in sys.path if os.path.realpath(p) not in unsafe]
     os.environ["PYTHONSAFEPATH"] = "1"
-    os.environ.pop("PYTHONPATH", None)  # processes are handed sys.path
-    if sys.version_info < (3, 11):  # which does not know PYTHONSAFEPATH
+    if sys.version_info < (3, 11):  # which does not know it
         from multiprocessing import util
 
         util._args_from_interpreter_flags = lambda: ["-I"]  # type: ignore[attr-defined]
