@@ -4,8 +4,8 @@ aarch64    Debian's Python for aarch64, which an emulator (qemu) runs
 newest     Debian's Python 3.14 of the unstable suite, with its own C library
 
 Each comes with NumPy and nothing else, into .foreign/NAME in the repository: half a minute, 260 MB. Debian's packages
-are fetched by apt-get from where this machine's come from, and unpacked; nothing is installed and no setting is changed.
-Needs Debian on x86_64.
+are fetched by apt-get from where this machine's come from, and unpacked; nothing is installed, no setting is changed.
+Needs Debian on x86_64. A Python that cannot be fetched is named, and its tests are skipped.
 """
 
 from __future__ import annotations
@@ -103,8 +103,12 @@ def main() -> None:
             continue
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        fetch(folder)
-        (folder / "complete").touch()
+        try:
+            fetch(folder)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            print(f"{name}: cannot be fetched: {error}", file=sys.stderr)
+        else:
+            (folder / "complete").touch()
 
 
 if __name__ == "__main__":
