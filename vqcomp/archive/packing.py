@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import hashlib
 import io
 import re
 import tarfile
@@ -18,7 +19,7 @@ FOLDER = Path(layout.__file__).parent
 
 def roots(kinds: Iterable[Kind], *, files: bool, workers: bool) -> frozenset[str]:
     """The modules that an archive's decoder starts from; `runtime_archive` adds what they import."""
-    names = {"main", *(kind.module for kind in kinds)}
+    names = {"launch", "main", *(kind.module for kind in kinds)}
     return frozenset(names | ({"files"} if files else set()) | ({"workers"} if workers else set()))
 
 
@@ -40,7 +41,8 @@ def runtime_archive(roots: frozenset[str]) -> bytes:
 
 
 def bootstrap(runtime: bytes) -> bytes:
-    return (FOLDER / layout.BOOTSTRAP).read_text("utf-8").encode()
+    source = (FOLDER / layout.BOOTSTRAP).read_text("utf-8")
+    return source.replace('SHA256 = ""', f'SHA256 = "{hashlib.sha256(runtime).hexdigest()}"', 1).encode()
 
 
 def is_whole(runtime: bytes) -> bool:

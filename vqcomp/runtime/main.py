@@ -1,4 +1,4 @@
-"""What decompress.py runs once this package can be imported."""
+"""What decompress.py runs once NumPy is there."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ from .reader import Reader
 from .restore import report_loss, restore
 
 
-def main(here: str) -> int:
-    """Restore the archive unpacked at `here` into $OUTPUT_DIR; returns the exit code. Existing files are replaced."""
-    parser = argparse.ArgumentParser(description="Restore the files in this archive into $OUTPUT_DIR.")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="restore these alone")
-    parser.add_argument("--device", default="auto", help="auto, numpy, cpu, cuda or cuda:N")
-    parser.add_argument("--batch-size", type=int, default=16, help="segments computed together (default: 16)")
-    parser.add_argument("-T", "--threads", type=int, help="threads of a process")
-    parser.add_argument("-j", "--jobs", type=int, help="processes (default: half the CPUs)")
-    args = parser.parse_args()
+def restore_here(here: str, args: argparse.Namespace) -> int:
+    """Restore the archive unpacked at `here` into $OUTPUT_DIR; returns the exit code. Existing files are replaced.
+
+    args: the options that launch.py has read.
+    """
     signal.signal(signal.SIGTERM, terminate)
     start, output = time.monotonic(), Path(os.environ.get("OUTPUT_DIR") or "decompressed")
     try:
