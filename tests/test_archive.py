@@ -148,7 +148,7 @@ def test_the_zip_has_fixed_entries_times_and_attributes(mixed):
     with zipfile.ZipFile(mixed) as archive:
         entries = archive.infolist()
     assert [e.filename for e in entries] == [
-        "decompress.py", "vqcomp/runtime.tar.bz2", "vqcomp/model.vqm", "vqcomp/streams.bin", "vqcomp/manifest.json",
+        "decompress.py", "vqcomp/runtime.bz2", "vqcomp/model.vqm", "vqcomp/streams.bin", "vqcomp/manifest.json",
     ]  # fmt: skip
     assert {e.date_time for e in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert {(e.create_system, e.external_attr) for e in entries} == {(3, 0o100644 << 16)}

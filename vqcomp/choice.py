@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 
-from .archive.writer import runtime_archive
+from .archive.packing import roots_of, runtime_archive
 from .data import hub
 from .data.segments import Segment
 from .runtime.codec import make_codec
@@ -156,7 +156,7 @@ def _cost(
     coded = sum(len(s) for s in codec.encode(groups, lambda n: progress.advance(0, n // len(spec.factors))))
     progress.end()
     payload = coded * sum(s.tokens for s in segments) // tokens
-    return payload, len(data or b""), len(runtime_archive(frozenset(others | {codec.name})))
+    return payload, len(data or b""), len(runtime_archive(roots_of(others | {codec.name})))
 
 
 def require_fit(model: Model, segments: Mapping[TokenSpec, Sequence[Segment]]) -> None:

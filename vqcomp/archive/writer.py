@@ -5,18 +5,13 @@ Equal input gives equal bytes: timestamps, attributes and order are fixed.
 
 from __future__ import annotations
 
-import bz2
 import hashlib
-import io
 import json
 import lzma
-import re
-import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -26,16 +21,8 @@ import numpy as np
 from ..runtime import archive
 from ..runtime.errors import InputError
 from ..runtime.spec import TokenSpec
+from .packing import bootstrap, roots_of, runtime_archive
 
-RUNTIME_FOLDER = Path(archive.__file__).parent
-LATE_MODULES = {
-    "adaptive": {"adapt"},
-    "gpt": {"exact", "gpt", "weights"},
-    "mixed": {"adapt", "exact", "gpt", "weights"},
-    "files": {"files"},
-    "workers": {"workers"},
-}
-"""What is imported late: for each codec, for files that are no arrays, for groups coded side by side."""
 _ZIP64_FROM = 1 << 31
 
 
@@ -44,37 +31,6 @@ class CodedSpec(NamedTuple):
 
     spec: TokenSpec
     codec: str
-
-
-def runtime_modules(needs: Iterable[str]) -> list[str]:
-    """File names of the modules that decoding takes: entry points, LATE_MODULES[need] for each need, and imports."""
-    found, wanted = set(), {"__init__", "main", "codec"}.union(*(LATE_MODULES[n] for n in needs))
-    while wanted:
-        name = wanted.pop()
-        found.add(name)
-        source = (RUNTIME_FOLDER / f"{name}.py").read_text("utf-8")
-        # Imports at the top of a module; those inside functions are for some codecs only.
-        wanted |= set(re.findall(r"^from \.(\w+) import", source, re.MULTILINE)) - found
-    return [f"{name}.py" for name in sorted(found)]
-
-
-@lru_cache
-def runtime_archive(needs: frozenset[str]) -> bytes:
-    """runtime.tar.bz2: those modules, verbatim."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name in runtime_modules(needs):
-            # Universal newlines: a checkout on Windows gives the same bytes as one on Linux.
-            source = (RUNTIME_FOLDER / name).read_text("utf-8").encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(source)
-            tar.addfile(info, io.BytesIO(source))
-    return bz2.compress(buffer.getvalue())
-
-
-def bootstrap() -> bytes:
-    """decompress.py, verbatim."""
-    return (RUNTIME_FOLDER / archive.BOOTSTRAP).read_text("utf-8").encode()
 
 
 def column(values: Sequence[Any]) -> Any:
@@ -104,10 +60,11 @@ class Writer:
         self.whole = hashlib.sha256()
         self.zip = zipfile.ZipFile(path, "x")
         try:
-            self._put(archive.BOOTSTRAP, bootstrap(), zipfile.ZIP_DEFLATED)
             needs = {s.codec for s in specs}
             needs |= {need for need, wanted in (("files", raw or files), ("workers", workers)) if wanted}
-            self._put(archive.RUNTIME, runtime_archive(frozenset(needs)))
+            runtime = runtime_archive(roots_of(needs))
+            self._put(archive.BOOTSTRAP, bootstrap(runtime), zipfile.ZIP_DEFLATED)
+            self._put(archive.RUNTIME, runtime)
             if model is not None:
                 self._put(archive.MODEL, model)
             # A token never takes more than a word of the range coder; a stream ends within two more.

@@ -22,7 +22,7 @@ from .spec import TokenSpec
 FORMAT = 1
 BOOTSTRAP, ROOT = "decompress.py", "vqcomp/"
 RUNTIME, MODEL, STREAMS, FILES, MANIFEST = (
-    ROOT + n for n in ("runtime.tar.bz2", "model.vqm", "streams.bin", "files.bin", "manifest.json")
+    ROOT + n for n in ("runtime.bz2", "model.vqm", "streams.bin", "files.bin", "manifest.json")
 )
 CODECS = ("adaptive", "gpt", "mixed")
 CHECK = ',"check":"{}"}}'

@@ -5,6 +5,7 @@ VQCOMP_NO_PIP=1                 never install anything
 """
 
 import atexit
+import bz2
 import importlib.abc
 import importlib.metadata
 import importlib.util
@@ -12,30 +13,31 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-RUNTIME = os.path.join(HERE, "vqcomp", "runtime.tar.bz2")
+RUNTIME = os.path.join(HERE, "vqcomp", "runtime.bz2")
 PACKAGE = "vqcomp_runtime"
 NUMPY, CONSTRICTION = "numpy==2.2.6", "constriction==0.5.0"
 """Any NumPy will do if one is there; the format relies on this very version of constriction."""
 
 
-class Runtime(importlib.abc.InspectLoader, importlib.abc.MetaPathFinder):
-    """Imports the modules in runtime.tar.bz2 from memory, as a package; no file is written."""
+class Runtime(importlib.abc.ExecutionLoader, importlib.abc.MetaPathFinder):
+    """Imports the modules in runtime.bz2 from memory, as a package; no file is written."""
 
     def __init__(self, path):
-        with tarfile.open(path, "r:bz2") as tar:
-            files = {name: tar.extractfile(name) for name in tar.getnames()}
-            sources = {f"{PACKAGE}.{name[:-3]}": file.read().decode() for name, file in files.items() if file}
-        self.sources = {name.replace(".__init__", ""): source for name, source in sources.items()}
+        with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
+            modules = [module.split("\n", 1) for module in file.read().split("\0")]
+        self.sources = {f"{PACKAGE}.{name}".replace(".__init__", ""): source for name, source in modules}
 
     def find_spec(self, name, path=None, target=None):
         return importlib.util.spec_from_loader(name, self) if name in self.sources else None
 
     def is_package(self, name):
         return name == PACKAGE
+
+    def get_filename(self, name):
+        return f"{RUNTIME}:{name}"  # for tracebacks
 
     def get_source(self, name):
         return self.sources[name]
@@ -84,7 +86,7 @@ def main():
         return 1
     try:
         use_runtime()
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError) as error:
         print(f"error: {RUNTIME} is damaged or missing: {error}", file=sys.stderr)
         return 3
     return importlib.import_module(PACKAGE + ".main").main(HERE)
