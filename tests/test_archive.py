@@ -629,5 +629,5 @@ def test_a_folder_whose_decoder_is_gone_or_damaged_does_not_pass(tmp_path, mixed
     (folder / format.RUNTIME).unlink()
     if content:
         (folder / format.RUNTIME).write_bytes(content)
-    with pytest.raises(DamageError, match=r"runtime\.tar\.bz2 is damaged or missing"):
+    with pytest.raises(DamageError, match=r"runtime\.bz2 is damaged or missing"):
         api.check(folder)

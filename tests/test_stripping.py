@@ -379,6 +379,24 @@ def test_what_the_entry_does_not_reach_is_left_out():
         assert gone not in program["codec"]
 
 
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "class C:\n if True:\n  def m(self): return used()\n",
+        "class C:\n def m(self): return used()\n",
+        "class C:\n x = [used() for _ in 'a']\n def m(self): pass\n",
+        "import abc\nclass C(abc.ABC):\n def called_by_others(self): return used()\n def m(self): pass\n",
+        "class C:\n def __len__(self): return used()\n def m(self): pass\n",
+        "class B:\n def m(self): return used()\nclass C(B): pass\n",
+        "class C:\n @property\n def m(self): return used\n",
+        "class C:\n m = lambda self: used()\n",
+    ],
+)
+def test_what_a_class_needs_stays(definition):
+    program = strip_program({"main": definition + "def used(): pass\ndef main(): return C().m()\n"}, "main")
+    assert "def used" in program["main"]
+
+
 def test_what_runs_when_a_module_is_imported_stays():
     program = strip_program(
         {"main": "import os\ntable = {}\ntable[1] = f = lambda: g\ndef g(): pass\nx = g()\n"}, "main"

@@ -31,11 +31,10 @@ def rename(texts: Mapping[str, Text]) -> None:
     constants = _rename_constants(texts)
     keywords: set[str] = set()
     for text in texts.values():
-        nodes = list(ast.walk(text.tree))
-        found = [node.arg for node in nodes if isinstance(node, ast.keyword)]
+        found = [node.arg for node in text.nodes if isinstance(node, ast.keyword)]
         keywords.update(name for name in found if name)
         if None in found:  # `**`: its names are those that a call gave, or strings
-            keywords.update(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+            keywords.update(n.value for n in text.nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
     classes = {s.name for text in texts.values() for s in text.tree.body if isinstance(s, ast.ClassDef)}
     for text in texts.values():
         for statement in text.tree.body:
@@ -149,14 +148,15 @@ def _rename_constants(texts: Mapping[str, Text]) -> dict[str, str]:
     defined: set[str] = set()
     count: dict[str, int] = {}
     fixed: set[str] = set()
-    for text in texts.values():
+    strings = {module: list(_outer_fstrings(text.tree)) for module, text in texts.items()}
+    for module, text in texts.items():
         top: set[ast.AST] = set()
         for statement in text.tree.body:
             if isinstance(statement, (ast.Assign, ast.AnnAssign)) and not text.removed(statement):
                 targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
                 top |= {n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and n.id.isupper()}
         defined |= {n.id for n in top if isinstance(n, ast.Name)}
-        for node in ast.walk(text.tree):
+        for node in text.nodes:
             if isinstance(node, ast.Name):
                 count[node.id] = count.get(node.id, 0) + 1
                 if not isinstance(node.ctx, ast.Load) and node not in top:
@@ -169,19 +169,19 @@ def _rename_constants(texts: Mapping[str, Text]) -> dict[str, str]:
                 fixed |= set(node.names)
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 fixed |= {alias.name for alias in node.names}
-        for node in _outer_fstrings(text.tree):
+        for node in strings[module]:
             if text.holds(node) and not _is_readable(text, node):
                 fixed |= set(_names_inside(node))
     wanted = sorted(defined - fixed, key=lambda name: (-count[name], name))
     free = (name for name in _candidates(ascii_uppercase) if name not in count and name not in fixed)
     names = dict(zip(wanted, free))
-    for text in texts.values():
-        inside = {n for string in _outer_fstrings(text.tree) for n in ast.walk(string)}
-        for node in ast.walk(text.tree):
+    for module, text in texts.items():
+        inside = {n for string in strings[module] for n in ast.walk(string)}
+        for node in text.nodes:
             name = node.id if isinstance(node, ast.Name) else node.name if isinstance(node, ast.alias) else ""
             if name in names and node not in inside and text.holds(node):
                 text.edit(text.first(node), names[name])
-        for string in _outer_fstrings(text.tree):
+        for string in strings[module]:
             if text.holds(string):
                 for token in _fstrings(text, string):
                     _rename_inside(text, token, names)

@@ -71,6 +71,7 @@ class Text:
     def __init__(self, source: str) -> None:
         """Raises SyntaxError where it is not Python."""
         self.tree = ast.parse(source)
+        self.nodes = list(ast.walk(self.tree))
         self.tokens = read_tokens(source)
         solid = [i for i, token in enumerate(self.tokens) if token.kind not in _LAYOUT]
         self._starts = {self.tokens[i].start: i for i in solid}
@@ -251,10 +252,10 @@ def _in_name(character: str) -> bool:
 
 def remove_ballast(text: Text) -> None:
     """Docstrings, annotations, and imports for them that are under `if TYPE_CHECKING:`."""
-    uses_docstrings = any("__doc__" in (getattr(n, "id", ""), getattr(n, "attr", "")) for n in ast.walk(text.tree))
+    uses_docstrings = any("__doc__" in (getattr(n, "id", ""), getattr(n, "attr", "")) for n in text.nodes)
     kept = False
-    in_classes = {s: c for c in ast.walk(text.tree) if isinstance(c, ast.ClassDef) for s in c.body}
-    for node in ast.walk(text.tree):
+    in_classes = {s: c for c in text.nodes if isinstance(c, ast.ClassDef) for s in c.body}
+    for node in text.nodes:
         if isinstance(node, ast.Pass):
             text.remove(node)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

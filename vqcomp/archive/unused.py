@@ -2,14 +2,14 @@
 
 A name stands for everything in the program that has it: a function is needed if code that is needed holds its name,
 whatever that refers to, and a method if it holds an attribute of its name; a string counts as both. So this may keep
-too much, and never drops what runs. One thing is told apart: `x.encode()` is no use of a method `encode` that wants
-arguments.
+too much. It does not see names that are put together at run time. One thing is told apart: `x.encode()` is no use of a
+method `encode` that wants arguments.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from .stripping import PLAIN_BASES, Statement, Text, is_type_checking, keep_names
 
@@ -20,11 +20,8 @@ _DOT, _NO_ARGUMENTS = ".", "()"
 """Before a name: an attribute. Behind it: one that is called without arguments."""
 
 
-def code_of(node: ast.AST, *, nested: bool = True) -> Iterator[ast.AST]:
-    """A node and those in it, but for annotations, docstrings and imports under `if TYPE_CHECKING:`.
-
-    nested: those in the methods of a class too.
-    """
+def code_of(node: ast.AST, without: Collection[ast.AST] = ()) -> Iterator[ast.AST]:
+    """A node and those in it: not annotations, docstrings, imports under `if TYPE_CHECKING:`, nor nodes `without`."""
     if isinstance(node, ast.If) and is_type_checking(node):
         return
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -34,11 +31,11 @@ def code_of(node: ast.AST, *, nested: bool = True) -> Iterator[ast.AST]:
         if name in ("annotation", "returns"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and (nested or not isinstance(child, _Function)):
-                yield from code_of(child, nested=nested)
+            if isinstance(child, ast.AST) and child not in without:
+                yield from code_of(child, without)
 
 
-def identifiers(nodes: Iterator[ast.AST]) -> set[str]:
+def identifiers(nodes: Iterable[ast.AST]) -> set[str]:
     """What code holds: `name`, `.attribute`, `.method()` of a call without arguments."""
     found: set[str] = set()
     called: set[ast.AST] = set()
@@ -62,9 +59,11 @@ class _Unit:
     def __init__(self, module: str, statement: Statement, names: set[str], owner: _Unit | None = None) -> None:
         self.module, self.statement, self.names, self.owner = module, statement, names, owner
         self.needed = False
+        self.methods: list[_Unit] = []
+        """Of a class, those that are units of their own."""
 
-    def code(self) -> list[ast.AST]:
-        return list(code_of(self.statement, nested=not isinstance(self.statement, ast.ClassDef)))
+    def code(self) -> Iterator[ast.AST]:
+        return code_of(self.statement, {method.statement for method in self.methods})
 
 
 def remove_unused(texts: Mapping[str, Text], entry: str) -> None:
@@ -74,40 +73,34 @@ def remove_unused(texts: Mapping[str, Text], entry: str) -> None:
     """
     units: list[_Unit] = []
     imports: list[tuple[str, ast.Import | ast.ImportFrom]] = []
-    renamed: set[str] = set()
+    wanted = {entry}
     code: dict[str, list[ast.AST]] = {module: [] for module in texts}
+    """The nodes of each module that are needed, but for imports at its top."""
     classes = {s.name for t in texts.values() for s in t.tree.body if isinstance(s, ast.ClassDef)}
     for module, text in texts.items():
         for statement in text.tree.body:
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
                 imports.append((module, statement))
-                renamed |= {alias.name for alias in statement.names if alias.asname}
+                wanted |= {alias.name for alias in statement.names if alias.asname}
             elif names := _defined(statement):
                 units.append(unit := _Unit(module, statement, names))
                 if isinstance(statement, ast.ClassDef):
                     methods = [s for s in statement.body if isinstance(s, _Function) and _may_go(s, statement, classes)]
-                    units += [_Unit(module, method, {method.name}, unit) for method in methods]
+                    unit.methods = [_Unit(module, method, {method.name}, unit) for method in methods]
+                    units += unit.methods
             else:
                 code[module] += code_of(statement)
-    wanted = ({entry} | renamed).union(*(identifiers(iter(nodes)) for nodes in code.values()))
-    while True:
-        fresh = [unit for unit in units if not unit.needed and _is_needed(unit, wanted)]
-        if not fresh:
-            break
+    wanted = wanted.union(*(identifiers(nodes) for nodes in code.values()))
+    while fresh := [unit for unit in units if not unit.needed and _is_needed(unit, wanted)]:
         for unit in fresh:
             unit.needed = True
-            nodes = unit.code()
-            if isinstance(unit.statement, ast.ClassDef):
-                for s in unit.statement.body:
-                    if isinstance(s, _Function) and not _may_go(s, unit.statement, classes):
-                        nodes += code_of(s)
+            nodes = list(unit.code())
             code[unit.module] += nodes
-            wanted |= identifiers(iter(nodes))
+            wanted |= identifiers(nodes)
     for unit in units:
         if not unit.needed:
             texts[unit.module].remove(unit.statement)
-    used = {module: {n.id for n in nodes if isinstance(n, ast.Name)} for module, nodes in code.items()}
-    _remove_imports(texts, imports, used)
+    _remove_imports(texts, imports, code)
 
 
 def _is_needed(unit: _Unit, wanted: set[str]) -> bool:
@@ -164,26 +157,26 @@ def _is_pure(value: ast.expr) -> bool:
 
 
 def _remove_imports(
-    texts: Mapping[str, Text], imports: list[tuple[str, ast.Import | ast.ImportFrom]], used: dict[str, set[str]]
+    texts: Mapping[str, Text], imports: list[tuple[str, ast.Import | ast.ImportFrom]], code: Mapping[str, list[ast.AST]]
 ) -> None:
-    """used: the names in each module's code. A name is needed too where another module imports it from this one."""
+    """Keep what the code of a module names, and what needed imports of other modules take from it."""
+    used = {module: {n.id for n in nodes if isinstance(n, ast.Name)} for module, nodes in code.items()}
+    late = [(n, n.names) for nodes in code.values() for n in nodes if isinstance(n, ast.ImportFrom)]
     while True:
         kept = [
             (module, node, [a for a in node.names if (a.asname or a.name).partition(".")[0] in used[module]])
             for module, node in imports
         ]
-        passed_on = {
-            (node.module, alias.name)
-            for _, node, aliases in kept
-            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module in used
-            for alias in aliases
-        }
-        more = {(module, name) for module, name in passed_on if module and name not in used[module]}
+        taken = [(n.module, a.name) for n, aliases in late for a in aliases if n.level == 1]
+        taken += [
+            (n.module, a.name) for _, n, aliases in kept for a in aliases if isinstance(n, ast.ImportFrom) and n.level
+        ]
+        more = [(module, name) for module, name in taken if module in used and name not in used[module]]
         if not more:
             break
         for module, name in more:
-            used[module].add(name)
+            if module is not None:
+                used[module].add(name)
     for module, node, aliases in kept:
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-            continue
-        keep_names(texts[module], node, aliases)
+        if not (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+            keep_names(texts[module], node, aliases)
