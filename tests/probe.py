@@ -1,4 +1,5 @@
-"""Run by test_exactness.py in many environments: writes an archive, reads that of the first run, prints hashes.
+"""Run by test_exactness.py in many environments: writes an archive, prints its hash, and reads that of the first run,
+by the package and by the decoder in the zip.
 
 python tests/probe.py FOLDER
 """
@@ -9,10 +10,12 @@ import hashlib
 import json
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from networks import random_segment, random_tensors, tiny_config
+from shipped import imported
 
 import vqcomp
 from vqcomp.runtime.compute import Compute
@@ -40,8 +43,13 @@ def main(folder: Path) -> None:
         first.write_bytes(archive.read_bytes())
     with vqcomp.open(first, compute=Compute(device)) as reader:
         found = {name: reader[name] for name in segments}
+    unpacked = folder / f"unpacked-{os.getpid()}"
+    zipfile.ZipFile(first).extractall(unpacked)
+    with imported(unpacked) as module, module("archive").Reader(str(unpacked), device=device) as reader:
+        shipped = dict(reader.decode())
     for name, tokens in segments.items():
         np.testing.assert_array_equal(found[name], tokens)
+        np.testing.assert_array_equal(shipped[name], tokens)
     print(json.dumps({"archive": hashlib.sha256(archive.read_bytes()).hexdigest()}))
 
 

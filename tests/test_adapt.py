@@ -17,8 +17,8 @@ from vqcomp.model_files import shipped_models
 from vqcomp.runtime import mixing, online, opinions
 from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.compute import Compute
-from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.errors import DamageError, InputError
+from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.spec import TokenSpec
 
 COMMA = TokenSpec(8, 16, (1024,))

@@ -158,7 +158,7 @@ def test_the_zip_has_fixed_entries_times_and_attributes(mixed):
     with zipfile.ZipFile(mixed) as archive:
         entries = archive.infolist()
     assert [e.filename for e in entries] == [
-        "decompress.py", "vqcomp/runtime.tar.bz2", "vqcomp/model.vqm", "vqcomp/streams.bin", "vqcomp/manifest.json",
+        "decompress.py", "vqcomp/runtime.bz2", "vqcomp/model.vqm", "vqcomp/streams.bin", "vqcomp/manifest.json",
     ]  # fmt: skip
     assert {e.date_time for e in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert {(e.create_system, e.external_attr) for e in entries} == {(3, 0o100644 << 16)}
@@ -636,5 +636,5 @@ def test_a_folder_whose_decoder_is_gone_or_damaged_does_not_pass(tmp_path, mixed
     (folder / format.RUNTIME).unlink()
     if content:
         (folder / format.RUNTIME).write_bytes(content)
-    with pytest.raises(DamageError, match=r"runtime\.tar\.bz2 is damaged or missing"):
+    with pytest.raises(DamageError, match=r"runtime\.bz2 is damaged or missing"):
         api.check(folder)

@@ -14,8 +14,8 @@ import vqcomp
 from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.background import Background
 from vqcomp.runtime.compute import Compute
-from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.errors import DamageError
+from vqcomp.runtime.kinds import make_codec
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 WAIT = 120

@@ -20,37 +20,37 @@ if __name__ == "__main__":
 
         util._args_from_interpreter_flags = lambda: ["-I"]  # type: ignore[attr-defined]
 
+import bz2
 import hashlib
 import importlib.abc
 import importlib.util
-import io
 import os
-import tarfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-RUNTIME = os.path.join(HERE, "vqcomp", "runtime.tar.bz2")
+RUNTIME = os.path.join(HERE, "vqcomp", "runtime.bz2")
 RUNTIME_SHA256 = ""
 PACKAGE = "vqcomp_runtime"
 
 
-class Runtime(importlib.abc.InspectLoader, importlib.abc.MetaPathFinder):
-    """Imports the modules in runtime.tar.bz2 from memory, as a package; no file is written."""
+class Runtime(importlib.abc.ExecutionLoader, importlib.abc.MetaPathFinder):
+    """Imports the modules in runtime.bz2 from memory, as a package; no file is written."""
 
     def __init__(self):
         with open(RUNTIME, "rb") as file:
             data = file.read()
         if hashlib.sha256(data).hexdigest() != RUNTIME_SHA256:
             raise ValueError("its checksum does not match")
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            files = {name: tar.extractfile(name) for name in tar.getnames()}
-            sources = {f"{PACKAGE}.{name[:-3]}": file.read().decode() for name, file in files.items() if file}
-        self.sources = {name.replace(".__init__", ""): source for name, source in sources.items()}
+        modules = [module.split("\n", 1) for module in bz2.decompress(data).decode().split("\0")]
+        self.sources = {f"{PACKAGE}.{name}".replace(".__init__", ""): source for name, source in modules}
 
     def find_spec(self, name, path=None, target=None):
         return importlib.util.spec_from_loader(name, self) if name in self.sources else None
 
     def is_package(self, name):
         return name == PACKAGE
+
+    def get_filename(self, name):
+        return f"{RUNTIME}:{name}"  # for tracebacks
 
     def get_source(self, name):
         return self.sources[name]
@@ -61,7 +61,7 @@ def main():
         sys.exit("error: expected Python 3.10 or newer, found " + sys.version.split()[0])
     try:
         use_runtime()
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {RUNTIME} is damaged or missing, fetch or unpack the archive again: {error}", file=sys.stderr)
         return 3
     return importlib.import_module(PACKAGE + ".launch").main(HERE)

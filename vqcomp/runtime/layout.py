@@ -3,7 +3,7 @@
 FORMAT = 2
 BOOTSTRAP, ROOT = "decompress.py", "vqcomp/"
 RUNTIME, MODEL, STREAMS, FILES, MANIFEST = (
-    ROOT + n for n in ("runtime.tar.bz2", "model.vqm", "streams.bin", "files.bin", "manifest.json")
+    ROOT + n for n in ("runtime.bz2", "model.vqm", "streams.bin", "files.bin", "manifest.json")
 )
 ENTRIES = (BOOTSTRAP, RUNTIME, MODEL, STREAMS, FILES, MANIFEST)
 """In the order in which they are written."""
