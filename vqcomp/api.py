@@ -30,12 +30,13 @@ from .runtime.errors import DamageError, DependencyError, InputError, ModelError
 from .runtime.exact import load_torch
 from .runtime.main import Progress, Reporter, replacing, report_loss, restore
 from .runtime.spec import TokenSpec
+from .training.outputs import check_outputs
 from .version import __version__
 from .world import protocol
 
 if TYPE_CHECKING:
     from .training.fit import Trained
-    from .training.trainer import Moment
+    from .training.record import Moment
 
 BATCH_SIZE = 16
 """Segments computed together, and in memory at a time."""
@@ -320,24 +321,21 @@ def train(
     """Train a FrameGPT on `data`, whose segments must share a grid, and write it as a .vqm file.
 
     Beside it come to lie a card (.md, which quotes `command`), a log (.csv) and a checkpoint (.ckpt), from which
-    resume=True goes on. `settings` are fields of train.TrainConfig; preset: see presets.PRESETS, by default "mini" or
-    what `init`, a shipped model or a .vqm to start from, is. `report` gets lines, `watch` the state after each step.
+    resume=True goes on. settings: fields of training.config.TrainConfig. preset: one of training.presets.PRESETS, by
+    default "mini" or that of `init`, a shipped model or a .vqm to start from. report gets lines, watch the state after
+    each step and within evaluations.
     Raises InputError, ModelError, DependencyError (no torch).
     """
     out = Path(out)
-    _check_output(out, force)
-    if out.suffix in (".ckpt", ".csv", ".md"):
-        raise InputError(f"{out}: expected the name of a .vqm, its card and log get names like this")
-    for suffix, what in ((".ckpt", "a training was begun; --resume goes on with it"), (".csv", ""), (".md", "")):
-        if (beside := out.with_suffix(suffix)).exists() and not (force or resume):
-            raise InputError(f"{beside}: {what or 'exists already'}; -f overwrites it")
+    check_outputs(out, force=force, resume=resume)
     fit = _training(threads)
     starts = choice.find_models(init) if init is not None else []
     if len(starts) != (init is not None):
         raise InputError(f"expected one model to start from, found {init}; give a name or a .vqm file")
     by_spec = _sort(find_segments(data, grid), [*(m.spec for m in starts), COMMAVQ], Progress(quiet=True))
     if len(by_spec) > 1:
-        raise InputError(f"{label(data)}: expected segments of one grid and vocabulary, found {list(by_spec)}")
+        kinds = ", ".join(f"{s.height}x{s.width} of {s.vocabulary} ids" for s in by_spec)
+        raise InputError(f"{label(data)}: expected segments of one grid and vocabulary, found {kinds}")
     ((spec, segments),) = by_spec.items()
     return fit.fit(
         segments, spec, out, settings or {}, preset=preset, init=fit.Start(starts[0].name, starts[0].data) if starts

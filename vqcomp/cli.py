@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,13 +25,14 @@ from .data.segments import Grid
 from .runtime import archive as format
 from .runtime.errors import VqcompError
 from .runtime.main import default_jobs, report_loss, restore, terminate
+from .training.config import describe_settings
 from .training.memory import is_out_of_memory
 from .training.presets import PRESETS
 from .version import __version__
 from .world.protocol import Score
 
 if TYPE_CHECKING:
-    from .training.trainer import Moment
+    from .training.record import Moment
 
 EXAMPLES = """
 \b
@@ -77,27 +79,38 @@ class Bar:
 
 
 class TrainingBar:
-    """Lines on standard error and, on a terminal, a tqdm bar below them: bits/token, tokens/s, size of a zip, time."""
+    """Lines on standard error and, on a terminal, a tqdm bar below them: bits/token, tokens/s, size of a zip, time.
+
+    Where there is no terminal, a line takes the bar's place whenever there has been none for LINE_SECONDS.
+    """
+
+    LINE_SECONDS = 60.0
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.bar: Any = None
+        self.said = time.monotonic()
 
     def line(self, text: str) -> None:
         if not self.quiet:
             if self.bar is not None:
                 self.bar.clear()
             click.echo(text, err=True)
+            self.said = time.monotonic()
 
     def show(self, moment: Moment) -> None:
         from tqdm import tqdm
 
+        what = "evaluating, " if moment.is_evaluating else ""
+        if not sys.stderr.isatty() and time.monotonic() - self.said >= self.LINE_SECONDS:
+            bits = f"{moment.training_bits:.3f} bits/token in training"
+            self.line(f"step {moment.step}, {100 * moment.done:.0f} % of the training, {what}{bits}")
         if self.bar is None:
             form = "training {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
             self.bar = tqdm(total=1.0, leave=False, disable=self.quiet or None, dynamic_ncols=True, bar_format=form)
         size = f", zip {moment.zip_bytes:,} bytes" if moment.zip_bytes else ""
         rate = f"{moment.training_bits:.3f} bits/token, {moment.tokens_per_second:,.0f} tokens/s"
-        self.bar.set_postfix_str(f"step {moment.step}, {rate}{size}", refresh=False)
+        self.bar.set_postfix_str(f"step {moment.step}, {what}{rate}{size}", refresh=False)
         self.bar.update(moment.done - self.bar.n)
 
     def end(self) -> None:
@@ -415,9 +428,10 @@ def _parse_settings(context: click.Context, parameter: click.Parameter, values: 
 
 
 _PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, preset in PRESETS.items())
+_FIELDS = "\b\nFields of --set; presets have values of their own for some:\n" + describe_settings()
 
 
-@cli.command(epilog=_PRESETS)
+@cli.command(epilog=f"{_PRESETS}\n\n{_FIELDS}")
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="MODEL.vqm", help="File to write.")
 @click.option("--preset", metavar="NAME", help="Network and recipe, see below  [default: mini, or that of --init]")
@@ -427,7 +441,8 @@ _PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, p
 @click.option("--accumulate", type=click.IntRange(1), metavar="N", help="So many times that in a step.")
 @click.option(
     "--held-out", type=click.IntRange(0), metavar="N",
-    help="Choose weights by the last N frames of each segment; of 20 segments or more, by those of some whole ones.",
+    help="Choose weights by the last N frames of each segment; of 20 segments or more, by those of some whole ones. "
+    "[default: the preset's, a quarter of a segment at most]",
 )  # fmt: skip
 @click.option("--patience", type=click.IntRange(0), metavar="N", help="Stop after N evaluations without a gain.")
 @click.option(
@@ -440,7 +455,7 @@ _PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, p
 @click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")
 @click.option(
     "--set", "more", multiple=True, callback=_parse_settings, metavar="FIELD=VALUE",
-    help="Any field of TrainConfig, such as dropout=0.1 (may be repeated).",
+    help="Any of the fields below, such as dropout=0.1 (may be repeated).",
 )  # fmt: skip
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
 @options("threads", "grid", "force", "quiet")

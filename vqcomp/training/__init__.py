@@ -1,1 +1,1 @@
-"""The parts of training; `vqcomp/train.py` is the loop that puts them together."""
+"""Training, top-down: fit (tokens to a .vqm), trainer (the loop), model (the network), functions (its arithmetic)."""
