@@ -124,6 +124,8 @@ def fit_to(
         report(f"training for {seconds:,.0f} s: {f'starting from {start.name}' if start else f'a new {preset}'}")
     settings = {"time": seconds, "for_segments": float(len(segments)), **BY_HEART}
     network, config, tensors = _prepare(settings, spec, None if start else preset, start)
+    if max(s.frames for s in segments) < config.frames:
+        raise InputError(f"training: expected a segment of {config.frames} frames or more, found none")
     with stored(segments, spec, folder) as frames:
         result = train(frames, network, config, init=tensors, device=device, progress=report, watch=watch)
     return _coded(result.model)
