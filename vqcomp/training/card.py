@@ -1,4 +1,4 @@
-"""The card of a model: what it is, what it was trained on, how well it does and the command that made it."""
+"""The card of a model: what it is, what it was trained on, how well it predicts, and the command that made it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a training needs to go on to the same result, in one file of torch.save."""
+"""Checkpoints: all that a training needs to go on to the same result, in one file of torch.save."""
 
 from __future__ import annotations
 

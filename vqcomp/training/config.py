@@ -1,4 +1,4 @@
-"""How a model is trained: every choice that changes the result, and nothing else."""
+"""How a model is trained: every choice that changes the result, and nothing else. Does not import torch."""
 
 from __future__ import annotations
 

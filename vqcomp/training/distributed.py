@@ -1,7 +1,7 @@
 """Processes that train one model together, as torchrun starts them: gloo on CPUs, NCCL on CUDA.
 
-Each computes the gradient of its own micro-batches and gets the average of all, so all make the same steps. On CUDA
-this was never run: no GPU was at hand.
+Each computes the gradient of its own micro-batches and gets the average of all, so all make the same steps. Never run
+on CUDA: no GPU was at hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..runtime.errors import InputError
 
 
 class ProcessGroup:
-    """This process among `size`; number 0 alone writes files and reports."""
+    """This process, number `rank` of `size`; number 0 alone writes files and reports."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.size, self.device = rank, size, device

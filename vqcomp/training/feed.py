@@ -23,8 +23,8 @@ HELD_OUT_SHARE = 4
 class Feed:
     """Draws the windows of each step, and knows which frames are held out.
 
-    A window is drawn from (seed, step, micro-batch) alone, so a training that was interrupted goes on with the same
-    ones, and so does another number of processes. Raises InputError if segments do not fit the network, or are too
+    What is drawn depends on (seed, step, micro-batch) alone: a training that was interrupted goes on with the same
+    windows, and so does another number of processes. Raises InputError if segments do not fit the network, or are too
     short.
     """
 
@@ -74,12 +74,12 @@ class Feed:
 
     @property
     def fingerprint(self) -> dict[str, int]:
-        """Tells other data from these, as far as a checkpoint needs to."""
+        """What a checkpoint keeps of the data, to recognise them."""
         crc = zlib.crc32(b"".join(count.astype("<i8").tobytes() for count in self.counts))
         return {"segments": self.segments, "frames": self.frames, "counts": crc}
 
     def batch(self, step: int, micro: int) -> tuple[Tensor, int]:
-        """Micro-batch `micro` of a step: int64 windows (batch, frames, S, F), and the seed of all else it does."""
+        """Micro-batch `micro` of a step: int64 windows (batch, frames, S, F), and the seed of its dropout."""
         random = np.random.default_rng((self.config.seed, step, micro))
         windows = [self._window(random) for _ in range(self.config.batch)]
         return torch.from_numpy(np.stack(windows)), int(random.integers(1 << 62))

@@ -1,4 +1,4 @@
-"""What a training says about itself while it runs: a CSV file always, TensorBoard where that is installed."""
+"""What a training reports while it runs: a CSV file always, TensorBoard where that is installed."""
 
 from __future__ import annotations
 

@@ -36,8 +36,6 @@ from .optim import make_optimisers, rate_of_step
 from .record import Moment, Record, Row, summary
 from .result import TrainResult
 
-__all__ = ["Moment", "TrainConfig", "TrainResult", "train"]
-
 Watch = Callable[[Moment], None]
 
 
@@ -55,11 +53,13 @@ def train(
 ) -> TrainResult:
     """Train on segments, integers (T, S, F) in arrays or on disk, of at least `frames` frames besides held-out ones.
 
-    init: the integer weights to start from, as of a .vqm with the same network. out: the .vqm that will be written; its
-    log (.csv) and its checkpoint (.ckpt), written at each evaluation and on an interrupt, come to lie beside it.
-    resume: go on from that checkpoint. device: auto, cpu, cuda or cuda:N; torchrun's processes train together.
-    progress gets a line for each evaluation, watch is told of every step and of every 64 frames that are evaluated.
-    A time budget begins with this call, and is kept to within one step and one evaluation.
+    init: the integer weights to start from, as of a .vqm with the same network.
+    out: the .vqm that the caller will write; a log (.csv) and a checkpoint (.ckpt) are written beside it, at each
+    evaluation and on an interrupt.
+    resume: go on from that checkpoint.
+    device: auto, cpu, cuda or cuda:N; the processes of torchrun train together.
+    progress: gets a line for each evaluation. watch: is called after every step, and after every 64 frames evaluated.
+    A time budget begins with this call, and holds to within one step and one evaluation.
     Raises InputError if segments or the checkpoint do not fit, a file cannot be written or memory runs out; ModelError
     if training diverges; DependencyError if torch does not work with NumPy.
     """
@@ -77,8 +77,7 @@ def train(
         feed = Feed(segments, network, config)
         if not group.is_first:
             progress = watch = None
-        trainer = _Trainer(feed, network, config, init, out, group, place, progress, watch)
-        trainer.began = began
+        trainer = _Trainer(feed, network, config, init, out, group, place, began, progress, watch)
         if resume:
             trainer.resume()
         with Interrupts() as interrupts:
@@ -86,7 +85,7 @@ def train(
 
 
 class _Trainer:
-    """The state of a training and what a step does to it."""
+    """The state of a training, and what a step, an evaluation and a checkpoint do with it."""
 
     def __init__(
         self,
@@ -97,10 +96,11 @@ class _Trainer:
         out: Path | None,
         group: ProcessGroup,
         device: torch.device,
+        began: float,
         progress: Callable[[str], None] | None,
         watch: Watch | None,
     ) -> None:
-        self.feed, self.config, self.group, self.device = feed, config, group, device
+        self.feed, self.config, self.group, self.device, self.began = feed, config, group, device, began
         self.progress = progress or (lambda line: None)
         self.watch = watch or (lambda moment: None)
         self.checkpoint = out.with_suffix(".ckpt") if out else None
@@ -128,7 +128,6 @@ class _Trainer:
         self.spans = spans_of(feed.held_out, config.held_out)
         # Tokens that the weights are paid for by.
         self.served = (config.for_segments or feed.segments) * feed.segment_tokens
-        self.began = time.monotonic()
         # What changes from step to step, all of it in checkpoints:
         self.budget, self.training_bits = Budget(config), math.inf
         self.best, self.best_bits, self.best_step, self.stale = math.inf, math.inf, 0, 0
@@ -140,7 +139,7 @@ class _Trainer:
     # ---- the loop
 
     def run(self, interrupts: Interrupts) -> TrainResult:
-        """All steps that are to come. On an interrupt it saves a checkpoint and acts as the signal would have."""
+        """Make all steps that are to come. On an interrupt, save a checkpoint and act as the signal would have."""
         budget, config = self.budget, self.config
         step_tokens = config.windows * config.frames * self.model.config.positions
         record = Record(self.log, self.rows) if self.log and self.group.is_first else None
@@ -176,7 +175,7 @@ class _Trainer:
         )
 
     def _step(self, asked: int) -> tuple[float, bool]:
-        """One optimiser step; the share of the peak step size, and whether a process has been asked to stop."""
+        """Make one optimiser step; returns its share of the peak step size, and whether a process was asked to stop."""
         config, step = self.config, self.budget.step + 1
         self.model.train()
         share = config.accumulate // self.group.size
@@ -306,7 +305,7 @@ class _Trainer:
     def resume(self) -> None:
         """Go on from the checkpoint. Raises InputError."""
         if not self.checkpoint:
-            raise InputError("training: to resume takes the name of the model whose checkpoint there is")
+            raise InputError("training: resuming needs `out`, the model beside which the checkpoint is")
         state = read_checkpoint(self.checkpoint, self._same())
         self.budget.restore(state["budget"])
         self.training_bits = state["training_bits"]
