@@ -164,14 +164,17 @@ def test_of_a_whole_segment_of_commavq_300_frames_are_held_out():
 
 
 @settings(max_examples=100, deadline=None)
-@given(length=st.integers(2, 100), frames=st.integers(1, 60), held_out=st.integers(0, 60), drops=st.booleans())
-def test_the_options_that_an_error_names_cure_it(length, frames, held_out, drops):
-    segments = [np.zeros((length, 12, 1), np.int64)]
-    config = TrainConfig(frames=frames, held_out=held_out, drops_short=drops)
+@given(
+    length=st.integers(2, 100), frames=st.integers(1, 60), held_out=st.integers(0, 60), every=st.integers(1, 9),
+    drops=st.booleans(), count=st.sampled_from([1, 20]),
+)  # fmt: skip
+def test_the_options_that_an_error_names_cure_it(length, frames, held_out, every, drops, count):
+    segments = [np.zeros((length, 12, 1), np.int64)] * count
+    config = TrainConfig(frames=frames, held_out=held_out, every=every, drops_short=drops)
     try:
         Feed(segments, CONFIG, config)
     except InputError as error:
-        for name, value in re.findall(r"(held-out |frames=)(\d+)", str(error).split("try")[1]):
+        for name, value in re.findall(r"(held-out |frames=|every=)(\d+)", str(error).split("try")[1]):
             Feed(segments, CONFIG, dataclasses.replace(config, **{name.strip(" =").replace("-", "_"): int(value)}))
 
 

@@ -23,7 +23,7 @@ from networks import drifting, ring_config
 
 torch = pytest.importorskip("torch")
 
-from vqcomp.cli import run
+from vqcomp.cli import TrainingBar, run
 from vqcomp.runtime.errors import DependencyError, InputError, ModelError
 from vqcomp.training import budget
 from vqcomp.training.checkpoint import FORMAT, read_checkpoint, write_checkpoint
@@ -34,6 +34,7 @@ from vqcomp.training.feed import Feed
 from vqcomp.training.model import FrameGPT
 from vqcomp.training.optim import rate_of_step
 from vqcomp.training.outputs import check_outputs
+from vqcomp.training.record import Moment
 from vqcomp.training.trainer import train
 
 CONFIG = ring_config()
@@ -366,6 +367,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one_from_which_a
     assert weights(resumed) == weights(train([drifting()], CONFIG, settings))
 
 
+@pytest.mark.parametrize("field", ["every=0", "frames=0", "batch=-1", "betas=1,2", "learning_rate=inf"])
+def test_settings_out_of_range_are_named_on_the_command_line(tmp_path, monkeypatch, capsys, field):
+    monkeypatch.chdir(tmp_path)
+    np.save("ring.npy", drifting().reshape(-1, 3, 4))
+    assert run(["train", "ring.npy", "-o", "m.vqm", "--set", field]) == 1
+    assert capsys.readouterr().err.startswith(f"error: training: {field.split('=')[0]} must be ")
+    assert files_in(tmp_path) == {"ring.npy"}
+
+
 def test_too_little_disk_for_checkpoints_is_found_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match=r"m\.ckpt: too little disk: checkpoints take [\d,]+ bytes, 1,000 are free"):
@@ -496,6 +506,21 @@ def test_progress_never_goes_back_and_moves_within_evaluations(budget):
         assert [sum(m.is_evaluating for m in moments if m.step == step) for step in range(1, 7)] == [0, 0, 6, 0, 0, 6]
     within = [moment.done for moment in moments if moment.is_evaluating]
     assert len(set(within)) == len(within)
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 2), (1e6, 0)])
+def test_where_there_is_no_terminal_a_line_tells_now_and_then_how_far_a_training_is(
+    monkeypatch, capsys, seconds, lines
+):
+    monkeypatch.setattr(TrainingBar, "LINE_SECONDS", seconds)
+    display = TrainingBar(quiet=False)
+    for evaluating in (False, True):
+        display.show(Moment(0.25, 7, 3.0, 5.5, 1000.0, 0, evaluating))
+    display.end()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert said[:1] in ([], ["step 7, 25 % of the training, 5.500 bits/token in training"])
+    assert said[1:] in ([], ["step 7, 25 % of the training, evaluating, 5.500 bits/token in training"])
 
 
 def test_a_loss_that_is_not_finite_is_a_model_error(monkeypatch):

@@ -320,8 +320,8 @@ def train(
 ) -> Trained:
     """Train a FrameGPT on `data`, whose segments must share a grid, and write it as a .vqm file.
 
-    Beside it come to lie a card (.md, which quotes `command`), a log (.csv) and a checkpoint (.ckpt), from which
-    resume=True goes on. settings: fields of training.config.TrainConfig. preset: one of training.presets.PRESETS, by
+    A card (.md, which quotes `command`), a log (.csv) and a checkpoint (.ckpt), from which resume=True goes on, are
+    written beside it. settings: fields of training.config.TrainConfig. preset: one of training.presets.PRESETS, by
     default "mini" or that of `init`, a shipped model or a .vqm to start from. report gets lines, watch the state after
     each step and within evaluations.
     Raises InputError, ModelError, DependencyError (no torch).

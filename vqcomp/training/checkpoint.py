@@ -14,6 +14,7 @@ import torch
 from ..runtime.errors import InputError
 from ..runtime.main import replacing
 from ..version import __version__
+from .memory import is_out_of_memory
 
 FORMAT = 2
 STATES = 5
@@ -39,7 +40,9 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             # torch replaces the system's error by one of its own, about positions in the file.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
-            raise
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"{path}: cannot be written: {error}") from error
 
 
 def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

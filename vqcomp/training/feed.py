@@ -16,8 +16,8 @@ from .frames import Frames, Subset
 
 TOKENS_AT_ONCE = 1 << 16
 """Tokens in memory at a time where all are looked through."""
-HELD_OUT_SHARE = 4
-"""Of a segment, a quarter at most is held out where the user says nothing."""
+HELD_OUT_PART = 4
+"""One part in so many of a segment is held out at most where the user says nothing."""
 
 
 class Feed:
@@ -138,8 +138,8 @@ def usual_held_out(lengths: Sequence[int], config: TrainConfig) -> int:
         return config.held_out
     frames = (max if config.drops_short else min)(lengths) // config.every
     if _choose(len(lengths), config) and not config.drops_short:
-        return min(config.held_out, frames)
-    return max(1, min(config.held_out, frames // HELD_OUT_SHARE, frames - config.frames))
+        return max(1, min(config.held_out, frames))
+    return max(1, min(config.held_out, frames // HELD_OUT_PART, frames - config.frames))
 
 
 def _cure(length: int, config: TrainConfig, whole: bool = False) -> str:
@@ -148,8 +148,8 @@ def _cure(length: int, config: TrainConfig, whole: bool = False) -> str:
     room, window = seen - config.frames, seen - (0 if whole else config.held_out)
     cures = [f"--held-out {room}"] if room >= 0 and not whole else []
     cures += [f"--set frames={window}"] if window > 0 else []
-    if config.every > 1:
-        cures.append(f"--set every=N with N below {config.every}")
+    if 0 < (every := length // (config.frames + (0 if whole else config.held_out))) < config.every:
+        cures.append(f"--set every={every}")
     return f": try {' or '.join(cures)}" if cures else ": try a smaller --held-out and --set frames=N"
 
 

@@ -82,6 +82,7 @@ def fit(
     DependencyError.
     """
     network, config, tensors = _prepare(settings, spec, preset, init)
+    config.check()
     if "held_out" not in settings:
         config = replace(config, held_out=usual_held_out([s.frames for s in segments], config))
     with stored(segments, spec, out.parent) as frames:
