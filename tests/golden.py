@@ -39,6 +39,13 @@ def logits() -> np.ndarray:
     return engine.forward(engine.start(1), previous)[0].reshape(3, CONFIG.positions, -1)[2]
 
 
+def predicted() -> np.ndarray:
+    """A segment (5, S, F) of tokens that the network foresees: what a stream of random words decodes to."""
+    stream = np.random.RandomState(0).bytes(4000)
+    ((segment,),) = make_codec(CONFIG.spec, model(), compute=Compute("numpy")).decode([stream], [[5]])
+    return segment
+
+
 def words() -> list[int]:
     encoder = Encoder()
     encoder.put_symbols(np.arange(8), partition(np.add.outer(np.arange(8), np.arange(8)) ** 3))
@@ -47,7 +54,7 @@ def words() -> list[int]:
 
 def compute() -> dict[str, Any]:
     """Everything that is pinned, as JSON would hold it."""
-    segment = random_segment(CONFIG.spec, 5)
+    segment = predicted()
     small = TokenSpec(2, 3, (20,))
     mixed = make_codec(CONFIG.spec, model(), adapt=True, compute=Compute("numpy"))
     adaptive = make_codec(small, None).encode([[random_segment(small, 6, n) for n in range(2)]])[0]

@@ -316,7 +316,7 @@ def test_a_network_that_is_trained_on_the_data_is_weighed(ring, capsys, monkeypa
 def test_data_that_no_network_can_be_trained_on_are_compressed_all_the_same(zipped, capsys):
     pytest.importorskip("torch")
     assert run(["compress", "data", "out.zip", "-f", "-v", "--train", "1s"]) == 0
-    assert "no network was trained on the data: train: expected a segment of 16 frames" in capsys.readouterr().err
+    assert "no network was trained on the data: training: expected a segment of 16 frames" in capsys.readouterr().err
     assert run(["compress", "data", "out.zip", "-f", "--train", "1s", "--model", "none"]) == 1
     assert "for --model auto" in capsys.readouterr().err
 

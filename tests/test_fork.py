@@ -41,8 +41,8 @@ class Tokens:
 def test_workers_of_a_data_loader_read_an_archive_that_their_parent_has_read(tmp_path, tiny_model, device):
     data = pytest.importorskip("torch.utils.data")
     segments = {f"{i:02}": random_segment(CONFIG.spec, 6, seed=i).reshape(6, 3, 4) for i in range(20)}
-    vqcomp.compress(segments, tmp_path / "out.zip", model=tiny_model, device=device, verify=False)
-    with vqcomp.open(tmp_path / "out.zip", device=device) as archive:
+    vqcomp.compress(segments, tmp_path / "out.zip", model=tiny_model, compute=Compute(device), verify=False)
+    with vqcomp.open(tmp_path / "out.zip", Compute(device)) as archive:
         assert archive.manifest.codecs == ("mixed",) and len(archive.manifest.groups) == 3
         np.testing.assert_array_equal(archive["00"], segments["00"])
         loader = data.DataLoader(

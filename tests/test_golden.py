@@ -27,7 +27,7 @@ def test_the_decoder_that_zips_carry_decodes_the_pinned_streams(codec, tmp_path)
         else:
             config, _, check = module("weights").read_model(golden.model())
             assert check == PINNED["self-test"]
-            segments = [random_segment(config.spec, 5)]
+            segments = [golden.predicted()]
             decoder = module("kinds").make_codec(
                 config.spec, golden.model(), adapt=codec == "mixed", compute=module("compute").Compute("numpy")
             )

@@ -246,6 +246,6 @@ def test_a_network_that_is_trained_on_a_folder_scores_better_than_guessing_and_c
     capsys.readouterr()
     write_video(tmp_path / "short", ids[:300], np.arange(300), {"vocab_size": 1 << 18, "hz": 30})
     assert run(["train", str(tmp_path / "short"), "-o", str(model), "--preset", "1x", "-f"]) == 1
-    assert "expected a segment of 360 frames or more, found none" in capsys.readouterr().err
+    assert "expected a segment of 255 frames or more, found none" in capsys.readouterr().err
     assert run(["train", str(tmp_path / "short"), "-o", str(model), "--preset", "2x", "-f"]) == 1
     assert "no preset '2x': expected one of pico, nano, mini, small, base, large, 1x" in capsys.readouterr().err

@@ -27,11 +27,12 @@ from .runtime.progress import Progress
 from .runtime.restore import report_loss, restore
 from .runtime.spec import TokenSpec
 from .training import torch_ready
+from .training.outputs import check_outputs
 from .world import protocol
 
 if TYPE_CHECKING:
     from .training.fit import Trained
-    from .training.trainer import Moment
+    from .training.record import Moment
 
 
 def open_archive(path: str | os.PathLike[str], compute: Compute | None = None) -> Archive:
@@ -221,18 +222,13 @@ def train(
 ) -> Trained:
     """Train a FrameGPT on `data`, whose segments must share a grid, and write it as a .vqm file.
 
-    Beside it are written a card (.md, which quotes `command`), a log (.csv) and a checkpoint (.ckpt), from which
-    resume=True goes on. `settings` are fields of TrainConfig; preset: see presets.PRESETS, by default "mini" or
-    what `init`, a shipped model or a .vqm to start from, is. `report` is called with lines, `watch` with the state
-    after each step. Raises InputError, ModelError, DependencyError (no torch).
+    A card (.md, which quotes `command`), a log (.csv) and a checkpoint (.ckpt), from which resume=True goes on, are
+    written beside it. settings: fields of training.config.TrainConfig. preset: one of training.presets.PRESETS, by
+    default "mini" or that of `init`, a shipped model or a .vqm to start from. report is called with lines, watch with
+    the state after each step and within evaluations. Raises InputError, ModelError, DependencyError (no torch).
     """
     out = Path(out)
-    _check_output(out, force, "a .vqm")
-    if out.suffix in (".ckpt", ".csv", ".md"):
-        raise InputError(f"{out}: expected the name of a .vqm, its card and log get names like this")
-    for suffix, what in ((".ckpt", "a training was begun; --resume goes on with it"), (".csv", ""), (".md", "")):
-        if (beside := out.with_suffix(suffix)).exists() and not (force or resume):
-            raise InputError(f"{beside}: {what or 'exists already'}; -f overwrites it")
+    check_outputs(out, force=force, resume=resume)
     with torch_ready(threads):
         from .training.fit import Start, fit
 

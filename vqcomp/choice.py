@@ -23,7 +23,7 @@ from .runtime.spec import TokenSpec
 from .training import torch_ready
 
 if TYPE_CHECKING:
-    from .training.trainer import Moment
+    from .training.record import Moment
 
 SAMPLE_SHARE = 16
 SAMPLE_TOKENS = (1 << 16, 1 << 20)

@@ -9,6 +9,7 @@ import click
 
 from .. import api
 from ..data.segments import Grid
+from ..training.config import describe_settings
 from ..training.presets import PRESETS
 from .options import options, parse_time
 from .progress import TrainingBar
@@ -22,9 +23,10 @@ def _parse_settings(context: click.Context, parameter: click.Parameter, values: 
 
 
 _PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, preset in PRESETS.items())
+_FIELDS = "\b\nFields of --set; presets have values of their own for some:\n" + describe_settings()
 
 
-@click.command(epilog=_PRESETS)
+@click.command(epilog=f"{_PRESETS}\n\n{_FIELDS}")
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="MODEL.vqm", help="File to write.")
 @click.option("--preset", metavar="NAME", help="Network and recipe, see below  [default: mini, or that of --init]")
@@ -34,7 +36,8 @@ _PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, p
 @click.option("--accumulate", type=click.IntRange(1), metavar="N", help="So many times that in a step.")
 @click.option(
     "--held-out", type=click.IntRange(0), metavar="N",
-    help="Choose weights by the last N frames of each segment; of 20 segments or more, by those of some whole ones.",
+    help="Choose weights by the last N frames of each segment; of 20 segments or more, by those of some whole ones. "
+    "[default: the preset's, a quarter of a segment at most]",
 )  # fmt: skip
 @click.option("--patience", type=click.IntRange(0), metavar="N", help="Stop after N evaluations without a gain.")
 @click.option(
@@ -47,7 +50,7 @@ _PRESETS = "\b\nPresets:\n" + "\n".join(f"  {name:6} {preset.about}" for name, p
 @click.option("--compile", is_flag=True, default=None, help="Use torch.compile.")
 @click.option(
     "--set", "more", multiple=True, callback=_parse_settings, metavar="FIELD=VALUE",
-    help="Any field of TrainConfig, such as dropout=0.1 (may be repeated).",
+    help="Any of the fields below, such as dropout=0.1 (may be repeated).",
 )  # fmt: skip
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
 @options("threads", "grid", "force", "quiet")

@@ -1,4 +1,7 @@
-"""The network with gradients, and how it is trained. Needs torch, which nothing here imports before `torch_ready`."""
+"""Training, top-down: fit (tokens to a .vqm), trainer (the loop), model (the network), functions (its arithmetic).
+
+Needs torch, which presets, config and this file do not import.
+"""
 
 from __future__ import annotations
 

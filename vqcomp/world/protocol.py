@@ -20,8 +20,9 @@ import numpy as np
 
 from ..data.onex import Video, open_video
 from ..data.segments import split_ids
+from ..runtime.arithmetic import LOGIT_UNIT
 from ..runtime.compute import Compute
-from ..runtime.engine import LOGIT_UNIT, Engine
+from ..runtime.engine import Engine
 from ..runtime.errors import InputError
 from ..runtime.loading import load_engine
 
