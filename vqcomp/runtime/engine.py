@@ -34,7 +34,7 @@ Tensors = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 # 2^0, 2^(1/4), 2^(1/2) and 2^(3/4), each the nearest float32, as bit patterns.
 QUARTERS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], np.uint32).view(np.float32)
-MASKED = -(1 << 22)
+MASKED = -(1 << 23)
 """Bias of a key that is not seen."""
 
 
