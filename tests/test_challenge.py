@@ -85,7 +85,7 @@ def test_a_submission_passes_the_official_evaluation(shards, tmp_path, model, hi
     paths = [str(path) for path in sorted(shards.glob("*.tar.gz"))]
     if model == "network":
         from vqcomp.choice import shipped_models
-        from vqcomp.data.segments import COMMAVQ
+        from vqcomp.data.specs import COMMAVQ
 
         fitting = [name for name, m in shipped_models().items() if m.spec == COMMAVQ]
         if not fitting:

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 
 from vqcomp.choice import shipped_models
-from vqcomp.data.segments import COMMAVQ
+from vqcomp.data.specs import COMMAVQ
 from vqcomp.runtime.errors import ModelError
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import read_config

@@ -14,7 +14,6 @@ from reference_decoder import RangeDecoder, decode_adaptive, decode_archive
 
 import vqcomp
 from vqcomp.runtime.adapt import AdaptiveCodec
-from vqcomp.runtime.archive import joined
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
@@ -33,7 +32,7 @@ def arrays(spec: TokenSpec) -> dict[str, np.ndarray]:
     for i, length in enumerate(LENGTHS):
         tokens = random_segment(spec, length, seed=i)
         tokens[:, ::2] = tokens[0, ::2]
-        found[f"segment{i}.npy"] = joined(tokens, spec.factors).reshape(-1, 2, 3).astype(np.int32)
+        found[f"segment{i}.npy"] = spec.join(tokens).reshape(-1, 2, 3).astype(np.int32)
     return found
 
 

@@ -17,9 +17,9 @@ from layouts import npy, sample, samples, segments, tar_bytes, write_shard, writ
 
 import vqcomp
 from vqcomp.cli import run
-from vqcomp.data import shards
-from vqcomp.data.segments import COMMAVQ
+from vqcomp.data import containers
 from vqcomp.data.sources import find_segments
+from vqcomp.data.specs import COMMAVQ
 from vqcomp.runtime.errors import InputError
 
 
@@ -288,5 +288,5 @@ def test_containers_are_closed(tmp_path):
         ):
             found = find_segments(path)
             pack = found.segments[0].pack
-            assert isinstance(pack, shards.Tar | shards.Zip)
+            assert isinstance(pack, containers.Tar | containers.Zip)
             del found, pack

@@ -12,8 +12,8 @@ from conftest import tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqcomp.data.segments import COMMAVQ, find_specs
 from vqcomp.data.sources import find_segments
+from vqcomp.data.specs import COMMAVQ, find_specs
 from vqcomp.runtime.errors import InputError
 from vqcomp.runtime.spec import TokenSpec
 

@@ -18,9 +18,10 @@ from networks import random_tensors, tiny_config
 
 import vqcomp
 from vqcomp.cli import run
-from vqcomp.data.onex import open_video, write_synthetic, write_video
-from vqcomp.data.segments import split_ids
+from vqcomp.data.onex import open_video
+from vqcomp.data.onex_write import write_video
 from vqcomp.data.sources import find_segments
+from vqcomp.data.synthetic import write_synthetic
 from vqcomp.runtime import files
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import DamageError, InputError
@@ -92,7 +93,7 @@ def test_sample_data_can_be_a_folder_of_1x(tmp_path, capsys):
 
 def test_ids_are_split_into_the_factors_of_the_metric():
     ids = np.array([0, 511, 512, 1000, (1 << 18) - 1])
-    np.testing.assert_array_equal(split_ids(ids, (512, 512)), np.stack([ids % 512, ids // 512], -1))
+    np.testing.assert_array_equal(TokenSpec(1, 1, (512, 512)).split(ids), np.stack([ids % 512, ids // 512], -1))
 
 
 def test_every_run_of_a_segment_id_is_a_segment_of_its_own(tmp_path):

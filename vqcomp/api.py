@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from math import prod
@@ -21,9 +21,10 @@ import numpy as np
 from . import choice
 from .archive import writer as container
 from .archive.reader import Archive
-from .archive.writer import read_pieces
-from .data.segments import COMMAVQ, Grid, Segment, find_specs
-from .data.sources import Data, File, Found, find_segments, label, places
+from .data.files import File
+from .data.segments import Grid, SegmentSource
+from .data.sources import Data, Found, find_segments, label, places
+from .data.specs import COMMAVQ, find_specs
 from .runtime import archive as format
 from .runtime.codec import Codec, make_codec
 from .runtime.errors import DamageError, DependencyError, InputError, ModelError
@@ -63,6 +64,10 @@ class Summary:
     payload_bits_per_token: float
     seconds: float
     tokens_per_second: float
+    skipped: int = 0
+    """Pieces of the data that were bad and, with skip_bad, are not in the zip."""
+    left_out: int = 0
+    """Files, and members of shards, that hold no tokens and are not in the zip."""
 
     @property
     def rest_bytes(self) -> int:
@@ -114,6 +119,7 @@ def compress(
     force: bool = False,
     verify: bool = True,
     skip_bad: bool = False,
+    keep_all: bool = False,
     progress: Reporter | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Summary:
@@ -122,6 +128,7 @@ def compress(
     data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, several of
     these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in 0..65535. `grid` is
     (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what cannot be used.
+    keep_all keeps what is no tokens, too, byte for byte: other files of folders, other members of shards.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
     train: with "auto", seconds in which a network is trained on these very data; it is one more to choose from.
@@ -140,17 +147,16 @@ def compress(
         raise InputError(f"training here is for --model auto, which then chooses; found {os.fspath(model)!r}")
     _check_output(out, force)
     models = choice.find_models(model)
-    found = find_segments(data, grid, skip_bad=skip_bad)
+    hint = "--skip-bad (skip_bad=True) leaves it out and does the rest"
+    found = find_segments(data, grid, skip_bad=skip_bad, keep_all=keep_all, hint=hint)
     sources = {s.source for s in found.segments if isinstance(s.source, Path)} | {f.path for f in found.files}
     if out.exists() and any(out.samefile(source) for source in sources):
         raise InputError(f"{out}: the output would replace the input; choose another name")
-    for name in found.left_out:
-        report(f"left out, no .npy file: {name}")
     _check_disk(out, found.segments)
     try:
         by_spec = _sort(found, [*(m.spec for m in models), COMMAVQ], progress)
-        for problem in found.skipped:
-            report(f"skipped: {problem}")
+        for line in found.omissions():
+            report(line)
         if os.fspath(model) == "auto":
             chosen = _choose(models, by_spec, train, out.parent, adapt, device, threads, progress, report)
         else:
@@ -181,7 +187,8 @@ def compress(
     finally:
         progress.end()
     with Archive(out) as archive:
-        return summarize(archive, time.monotonic() - start)
+        summary = summarize(archive, time.monotonic() - start)
+    return replace(summary, skipped=len(found.skipped), left_out=found.left_out_count)
 
 
 def decompress(
@@ -255,21 +262,24 @@ def evaluate(
     start = time.monotonic()
     progress = progress or Progress(quiet=True)
     with Archive(path, device=device, threads=threads, jobs=jobs) as archive:
-        found = find_segments(data, grid)
-        segments, files = {s.name: s for s in found.segments}, {f.name: f for f in found.files}
+        kept_names = {f.name for f in archive.kept}
+        found = find_segments(data, grid, keep_all=bool(kept_names))
+        segments = {s.name: s for s in found.segments}
+        # Files that are no tokens were kept on request: only those of 1X's folders have to be in the archive.
+        files = {f.name: f for f in found.files if f.beside or f.name in kept_names}
         for here, there, what, names in (
             ("the archive", "the data", "segments", archive.keys() - segments.keys()),
             ("the data", "the archive", "segments", segments.keys() - archive.keys()),
-            ("the archive", "the data", "files", {f.name for f in archive.kept} - files.keys()),
-            ("the data", "the archive", "files", files.keys() - {f.name for f in archive.kept}),
+            ("the archive", "the data", "files", kept_names - files.keys()),
+            ("the data", "the archive", "files", files.keys() - kept_names),
         ):
             if names:
                 raise InputError(
                     f"{path}: {len(names)} {what} of {here} are not in {there}, the first is {min(names)!r}"
                 )
         for kept in archive.kept:
-            if not _same(archive.contents(kept), read_pieces(files[kept.name].path)):
-                raise InputError(f"{path}: {kept.name!r} is not what {files[kept.name].path} holds")
+            if not _same(archive.contents(kept), files[kept.name].pieces()):
+                raise InputError(f"{path}: {kept.name!r} is not what {files[kept.name].label} holds")
         lost: dict[str, str] = {}
         for name, array in _decoded(archive, batch_size or BATCH_SIZE, progress, "evaluating", lost):
             if difference := _difference(array, segments[name].array()):
@@ -347,7 +357,7 @@ def train(
 
 def _choose(
     models: Sequence[choice.Model],
-    by_spec: Mapping[TokenSpec, Sequence[Segment]],
+    by_spec: Mapping[TokenSpec, Sequence[SegmentSource]],
     train: float | None,
     folder: Path,
     adapt: bool,
@@ -386,7 +396,7 @@ def _choose(
 
 
 def _train_own(
-    segments: Sequence[Segment],
+    segments: Sequence[SegmentSource],
     spec: TokenSpec,
     seconds: float,
     start: choice.Model | None,
@@ -441,19 +451,19 @@ def _check_output(out: Path, force: bool) -> None:
         raise InputError(f"{out.parent}: no such folder; make it first")
 
 
-def _check_disk(out: Path, segments: Sequence[Segment]) -> None:
+def _check_disk(out: Path, segments: Sequence[SegmentSource]) -> None:
     """Stop early where it cannot work out: 10 bits of a token hardly ever become fewer than 2."""
     least, free = sum(s.tokens for s in segments) // 4, shutil.disk_usage(out.parent).free
     if free < least:
         raise InputError(f"{out}: too little disk: at least {least:,} bytes are needed, {free:,} are free")
 
 
-def _sort(found: Found, known: Sequence[TokenSpec], progress: Reporter) -> dict[TokenSpec, list[Segment]]:
+def _sort(found: Found, known: Sequence[TokenSpec], progress: Reporter) -> dict[TokenSpec, list[SegmentSource]]:
     """Look through all values once, and sort segments by spec (in the order of their first segments)."""
     progress.begin("reading", len(found.segments), sum(s.tokens for s in found.segments))
     maxima = found.maxima(lambda segment: progress.advance(1, segment.tokens))
     progress.end()
-    by_spec: dict[TokenSpec, list[Segment]] = {}
+    by_spec: dict[TokenSpec, list[SegmentSource]] = {}
     for segment, spec in zip(found.segments, find_specs(found.segments, maxima, known)):
         by_spec.setdefault(spec, []).append(segment)
     return by_spec
@@ -461,7 +471,7 @@ def _sort(found: Found, known: Sequence[TokenSpec], progress: Reporter) -> dict[
 
 def _write(
     path: Path,
-    by_spec: dict[TokenSpec, list[Segment]],
+    by_spec: dict[TokenSpec, list[SegmentSource]],
     files: Sequence[File],
     codecs: dict[TokenSpec, Codec],
     model: bytes | None,
@@ -479,10 +489,9 @@ def _write(
         if name is not None:
             raw.append((name, first, count))
         first += count
-    kept = [(f.name, f.path) for f in files]
     learn = [(codecs[spec], len(segments)) for spec, segments in by_spec.items() if codecs[spec].name != "gpt"]
     workers = any(count > codec.group_size for codec, count in learn)
-    with container.Writer(path, specs, model, bound, __version__, raw, kept, workers) as writer:
+    with container.Writer(path, specs, model, bound, __version__, raw, files, workers) as writer:
         for index, (spec, segments) in enumerate(by_spec.items()):
             codec, size, factors = codecs[spec], codecs[spec].group_size, len(spec.factors)
             groups = [segments[i : i + size] for i in range(0, len(segments), size)]
@@ -505,7 +514,7 @@ def _count(progress: Reporter, factors: int, done: int) -> None:
 
 def _verify(
     path: Path,
-    by_spec: dict[TokenSpec, list[Segment]],
+    by_spec: dict[TokenSpec, list[SegmentSource]],
     files: Sequence[File],
     batch_size: int,
     progress: Reporter,
@@ -525,9 +534,9 @@ def _verify(
                     "either the file changed meanwhile, or this is a bug: please report it"
                 )
         for kept, file in zip(archive.kept, files):
-            if not _same(archive.contents(kept), read_pieces(file.path)):
+            if not _same(archive.contents(kept), file.pieces()):
                 raise DamageError(
-                    f"verification failed: {file.path} does not come back; "
+                    f"verification failed: {file.label} does not come back; "
                     "either the file changed meanwhile, or this is a bug: please report it"
                 )
 

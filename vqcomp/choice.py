@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .archive.writer import runtime_archive
 from .data import hub
-from .data.segments import Segment
+from .data.segments import SegmentSource
 from .runtime.codec import make_codec
 from .runtime.errors import InputError, ModelError, VqcompError
 from .runtime.main import Reporter
@@ -98,7 +98,7 @@ def model_name(sha256: str) -> str | None:
 
 def choose(
     models: Sequence[Model],
-    segments: Mapping[TokenSpec, Sequence[Segment]],
+    segments: Mapping[TokenSpec, Sequence[SegmentSource]],
     *,
     adapt: bool,
     device: str,
@@ -126,12 +126,12 @@ def choose(
     return best, estimates
 
 
-def _raw_bytes(segments: Sequence[Segment], spec: TokenSpec) -> int:
+def _raw_bytes(segments: Sequence[SegmentSource], spec: TokenSpec) -> int:
     return sum(s.tokens for s in segments) * (spec.vocabulary - 1).bit_length() // 8
 
 
 def _cost(
-    segments: Sequence[Segment],
+    segments: Sequence[SegmentSource],
     spec: TokenSpec,
     model: Model | None,
     adapt: bool,
@@ -159,7 +159,7 @@ def _cost(
     return payload, len(data or b""), len(runtime_archive(frozenset(others | {codec.name})))
 
 
-def require_fit(model: Model, segments: Mapping[TokenSpec, Sequence[Segment]]) -> None:
+def require_fit(model: Model, segments: Mapping[TokenSpec, Sequence[SegmentSource]]) -> None:
     """Raise InputError if no segment has tokens that the model predicts."""
     if model.spec not in segments:
         found = ", ".join(f"{s.height}x{s.width} of {s.vocabulary} ids" for s in segments)

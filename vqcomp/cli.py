@@ -19,8 +19,8 @@ import click
 from . import api, choice
 from .archive.reader import Archive
 from .data import hub
-from .data.onex import write_synthetic
 from .data.segments import Grid
+from .data.synthetic import write_samples, write_synthetic
 from .runtime import archive as format
 from .runtime.errors import VqcompError
 from .runtime.main import default_jobs, report_loss, restore, terminate
@@ -187,11 +187,12 @@ def cli() -> None:
 )  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
+@click.option("--keep-all", is_flag=True, help="Keep byte for byte what is no tokens, too: files, members of shards.")
 @options("device", "batch_size", "threads", "jobs", "grid", "force", "json", "quiet", "verbose")
 def compress(
     data: tuple[str, ...], out: str, model: str, train: float | None, adapt: bool, no_verify: bool, skip_bad: bool,
-    device: str, batch_size: int, threads: int | None, jobs: int, grid: Grid | None, force: bool, as_json: bool,
-    quiet: bool, verbose: bool,
+    keep_all: bool, device: str, batch_size: int, threads: int | None, jobs: int, grid: Grid | None, force: bool,
+    as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress DATA into the zip OUT.
 
@@ -199,20 +200,19 @@ def compress(
     data, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are (T, H, W) or (T, H*W),
     of integers in 0..65535. The zip holds all that it takes to restore them.
     """
-    left_out: list[str] = []
 
     def report(line: str) -> None:
-        if line.startswith("left out"):
-            left_out.append(line)
         if verbose or line.startswith("skipped"):
             click.echo(line, err=True)
 
     summary = api.compress(
         data, out, model=model, train=train, adapt=adapt, device=device, batch_size=batch_size, threads=threads,
-        jobs=jobs, grid=grid, force=force, verify=not no_verify, skip_bad=skip_bad, progress=Bar(quiet), report=report,
+        jobs=jobs, grid=grid, force=force, verify=not no_verify, skip_bad=skip_bad, keep_all=keep_all,
+        progress=Bar(quiet), report=report,
     )  # fmt: skip
-    if left_out and not quiet and not verbose:
-        click.echo(f"note: {len(left_out)} files that are no .npy files were left out (-v names them)", err=True)
+    if summary.left_out and not quiet and not verbose:
+        left_out = _count(summary.left_out, "file")
+        click.echo(f"note: left out, no tokens: {left_out} (-v names them, --keep-all keeps them)", err=True)
     _print_summary(summary, as_json, quiet)
 
 
@@ -312,7 +312,8 @@ def describe(archive: Archive) -> dict[str, Any]:
             }
         )
     summary = asdict(api.summarize(archive, 0.0))
-    del summary["seconds"], summary["tokens_per_second"], summary["segments"]
+    for key in ("seconds", "tokens_per_second", "segments", "skipped", "left_out"):
+        del summary[key]
     model = None
     if manifest.model:
         size, sha256 = manifest.model
@@ -393,16 +394,18 @@ def fetch(dataset: str, shards: str, revision: str, output: str | None) -> None:
 @click.option("--segments", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N")
 @click.option("--frames", type=click.IntRange(1, 100_000), default=300, show_default=True, metavar="N")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
-@click.option("--layout", type=click.Choice(["npy", "1x"]), default="npy", show_default=True, help="commaVQ's or 1X's.")
+@click.option(
+    "--layout", type=click.Choice(["npy", "1x", "1x-v2"]), default="npy", show_default=True,
+    help="commaVQ's, or 1X's of v1.1 or v2.0.",
+)  # fmt: skip
 @options("force", "quiet")
 def sample_data(folder: str, segments: int, frames: int, seed: int, layout: str, force: bool, quiet: bool) -> None:
     """Write synthetic segments into DIR, to try things out with; their rates say nothing about real video."""
     if layout == "npy":
-        from .data.synthetic import write_samples
-
         write_samples(Path(folder), segments, frames, seed, force=force)
     else:
-        write_synthetic(Path(folder), segments * frames, segments, seed, force=force)
+        version = "v1.1" if layout == "1x" else "v2.0"
+        write_synthetic(Path(folder), segments * frames, segments, seed, version, force=force)
     if not quiet:
         click.echo(f"wrote {_count(segments, 'synthetic segment')} into {folder}", err=True)
 

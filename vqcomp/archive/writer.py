@@ -14,7 +14,7 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..data.files import File
 from ..runtime import archive
-from ..runtime.errors import InputError
 from ..runtime.spec import TokenSpec
 
 RUNTIME_FOLDER = Path(archive.__file__).parent
@@ -88,13 +88,13 @@ class Writer:
     Use as a context manager; leaving it without an error completes the file. Streams must come ordered by spec.
     max_tokens bounds the tokens (times factors) that will come, and decides whether the zip needs 64-bit sizes.
     workers: whether a codec that learns will have several groups, which can be decoded side by side.
-    raw files are (name, first segment, number of segments), in the order of the segments; files are (name, path) of
-    those to keep byte for byte.
+    raw files are (name, first segment, number of segments), in the order of the segments; files are those to keep
+    byte for byte.
     """
 
     def __init__(
         self, path: Path, specs: Sequence[CodedSpec], model: bytes | None, max_tokens: int, version: str,
-        raw: Sequence[tuple[str, int, int]] = (), files: Sequence[tuple[str, Path]] = (), workers: bool = False,
+        raw: Sequence[tuple[str, int, int]] = (), files: Sequence[File] = (), workers: bool = False,
     ) -> None:  # fmt: skip
         self.specs, self.model, self.version = specs, model, version
         self.raw, self.files = raw, files
@@ -183,29 +183,19 @@ class Writer:
         """files.bin: each file as xz, since that is in Python's standard library wherever archives are unpacked."""
         if not self.files:
             return
-        large = sum(path.stat().st_size for _, path in self.files) > _ZIP64_FROM // 2
+        large = sum(file.size for file in self.files) > _ZIP64_FROM // 2
         with self.zip.open(_entry(archive.FILES), "w", force_zip64=large) as entry:
-            for name, path in self.files:
+            for file in self.files:
                 xz = lzma.LZMACompressor(lzma.FORMAT_XZ, lzma.CHECK_NONE)
                 size = crc = stored = 0
-                for piece in read_pieces(path):
+                for piece in file.pieces():
                     size, crc = size + len(piece), zlib.crc32(piece, crc)
                     stored += entry.write(xz.compress(piece))
                 stored += entry.write(xz.flush())
-                self.kept.append((name, size, crc, stored))
+                self.kept.append((file.name, size, crc, stored))
 
     def _put(self, name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
         self.zip.writestr(_entry(name), data, method, 9)
-
-
-def read_pieces(path: Path) -> Iterator[bytes]:
-    """A file in pieces. Raises InputError."""
-    try:
-        with open(path, "rb") as handle:
-            while piece := handle.read(1 << 20):
-                yield piece
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

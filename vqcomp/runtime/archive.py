@@ -91,15 +91,7 @@ def check_name(name: str) -> None:
     elif os.name == "nt" and any(set(p) & set('<>:"|?*') or p[-1] in ". " or _DEVICES.fullmatch(p) for p in parts):
         problem = "cannot be the name of a file on Windows"
     if problem:
-        raise UnsafeNameError(f"the segment name {name!r} {problem}; expected a plain relative path such as 'a/b.npy'")
-
-
-def joined(tokens: np.ndarray, factors: Sequence[int]) -> np.ndarray:
-    """Ids (T, S) from their factors (T, S, F), the first varying fastest."""
-    ids = np.zeros(tokens.shape[:2], np.int64)
-    for f in reversed(range(len(factors))):
-        ids = ids * factors[f] + tokens[..., f]
-    return ids
+        raise UnsafeNameError(f"the name {name!r} {problem}; expected a plain relative path such as 'a/b.npy'")
 
 
 def token_bytes(tokens: np.ndarray) -> bytes:
@@ -332,7 +324,7 @@ class Reader:
                         lost[segment.name] = "the tokens' checksum does not match"
                     elif segment.name in wanted:
                         whole.update(data)
-                        ids = joined(tokens, self.manifest.specs[group.spec].factors)
+                        ids = self.manifest.specs[group.spec].join(tokens)
                         yield segment.name, ids.astype(segment.dtype).reshape(segment.shape)
             found = {name: reason for name, reason in lost.items() if name in wanted}
             if damaged is not None:

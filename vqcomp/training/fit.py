@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.segments import Segment
+from ..data.segments import SegmentSource
 from ..runtime.config import ModelConfig
 from ..runtime.engine import Engine, Tensors
 from ..runtime.errors import InputError
@@ -56,7 +56,7 @@ class Start:
 
 
 def fit(
-    segments: Sequence[Segment],
+    segments: Sequence[SegmentSource],
     spec: TokenSpec,
     out: Path,
     settings: Mapping[str, Any],
@@ -90,7 +90,7 @@ def fit(
 
 
 def fit_to(
-    segments: Sequence[Segment],
+    segments: Sequence[SegmentSource],
     spec: TokenSpec,
     seconds: float,
     start: Start | None,
