@@ -20,7 +20,7 @@ _MAGIC = b"\x93NUMPY"
 def array_in_file(path: Path, name: str, grid: Grid | None) -> SegmentSource | None:
     """The segment in a file, or None if it is not a .npy file by its name nor by its first bytes. Raises InputError."""
     named = name.lower().endswith(".npy")
-    if not named and not path.is_file() and path.exists():
+    if not named and not os.path.isfile(path) and os.path.exists(path):
         return None  # such as a named pipe, which must not be opened
     try:
         with open_file(path) as handle:

@@ -7,6 +7,7 @@ numbers are little-endian. (github.com/1x-technologies/1xgpt, data.py) For v2.0 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -101,9 +102,12 @@ def runs(values: np.ndarray) -> list[range]:
 def open_video(folder: Path) -> Video:
     """Read metadata and segment ids, no frames. Raises InputError, naming the file, unless everything fits together."""
     path = folder / METADATA
-    table = read_metadata(path)
+    table = read_metadata(path) if os.path.exists(path) else {}
     if "num_shards" in table:
         raise InputError(f"{path}: expected one video of v1.1, v1.0 or v0.0.1, found the shards of v2.0")
+    for name in (METADATA, VIDEO, SEGMENT_IDS):
+        if not os.path.exists(folder / name):
+            raise InputError(f"{folder / name}: missing; 1X's folders hold {METADATA}, {VIDEO} and {SEGMENT_IDS}")
     frames, side, vocabulary = (positive_integer(path, table, key) for key in ("num_images", "s", "vocab_size"))
     size = file_size(folder / VIDEO)
     values = frames * side * side

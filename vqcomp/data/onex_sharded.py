@@ -9,6 +9,7 @@ little-endian. (huggingface.co/datasets/1x-technologies/worldmodel)
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,4 +142,4 @@ def _locate(folder: Path, kind: str, number: int) -> Path:
     """Where a shard's file lies, or would."""
     nested = folder / shard_file(kind, number, nested=True)
     flat = folder / shard_file(kind, number, nested=False)
-    return nested if nested.exists() or (not flat.exists() and nested.parent.is_dir()) else flat
+    return nested if os.path.exists(nested) or (not os.path.exists(flat) and os.path.isdir(nested.parent)) else flat

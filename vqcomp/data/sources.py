@@ -117,8 +117,11 @@ def find_segments(
         for name, array in data.items():
             add(str(name), lambda n=name, a=array: [array_in_memory(n, a, grid)])  # type: ignore[misc]
     else:
-        for path in places(data):
-            if path.is_dir():
+        paths = places(data)
+        if len(paths) == 1 and not os.path.isdir(paths[0]) and not is_shard(paths[0]):
+            found.hint = ""  # nothing would be left
+        for path in paths:
+            if os.path.isdir(path):
                 _add_folder(path, grid, found, add)
             else:
                 add(path.name, lambda p=path: _in_named_file(p, grid, found))  # type: ignore[misc]
