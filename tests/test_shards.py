@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tarfile
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -364,6 +365,17 @@ def test_members_that_cannot_be_read_are_refused_if_of_a_sample_and_else_noted_b
     found = find_segments(path, skip_bad=True)
     assert_same(arrays_of(found), GOOD)
     assert len(found.skipped) == 1
+
+
+def test_a_link_in_a_zip_is_not_taken_for_an_array(tmp_path):
+    path = write_zip(tmp_path / "old.zip", [("a.npy", npy(tokens((2, 8, 16))))])
+    link = zipfile.ZipInfo("b.npy")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "a.npy")
+    with pytest.raises(InputError, match=r"old\.zip: b\.npy: expected a regular file, found a symbolic link"):
+        find_segments(path)
+    assert [s.name for s in find_segments(path, skip_bad=True).segments] == ["a.npy"]
 
 
 def test_a_sparse_member_of_a_real_tar_is_not_taken_for_its_stored_bytes(tmp_path):

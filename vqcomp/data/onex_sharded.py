@@ -26,9 +26,9 @@ from .segments import SegmentSource
 BLOCK_FRAMES, BLOCK_GRIDS, SIDE = 17, 3, 32
 """A block: frames of video that become so many grids of tokens of SIDE x SIDE."""
 SPEC = TokenSpec(SIDE, SIDE, (512, 125))
-"""Ids are numbers whose digits are six channels of 8, 8, 8, 5, 5 and 5 levels (finite scalar quantisation), the first
-varying fastest: one factor for the first three channels and one for the others. On ids made of smooth channels, the
-online learner takes 14 % less with these factors than with 64,000 ids in one."""
+"""The digits of an id are six channels of 8, 8, 8, 5, 5, 5 levels (finite scalar quantisation), first varying fastest:
+one factor for the first three channels and one for the others. On 45 synthetic frames of smooth channels the online
+learner takes 5.00 bits/token so, and 5.84 with 64,000 ids in one factor, which it codes three times as fast."""
 DTYPE = np.dtype("<i4")
 FOLDERS = {"metadata": "metadata", "video": "videos", "segment_idx": "segment_indices", "states": "robot_states"}
 """Where a shard's files lie if not beside metadata.json."""

@@ -14,8 +14,7 @@ import numpy as np
 from ..runtime.archive import TOKENS_LIMIT
 from ..runtime.errors import InputError
 from ..runtime.spec import TokenSpec
-from .files import open_file
-from .messages import reason
+from .messages import reason, unreadable
 
 VOCABULARY_LIMIT = 1 << 16
 KNOWN_GRIDS = {128: (8, 16)}
@@ -101,7 +100,7 @@ class SegmentSource:
             yield self.source
             return
         try:
-            with open_file(self.source) as handle:
+            with open(self.source, "rb") as handle:  # a regular file: that was seen when it was found
                 handle.seek(self.start)
                 left = self.tokens
                 while left:
@@ -113,7 +112,7 @@ class SegmentSource:
                     left -= part.size
                     yield part
         except OSError as error:
-            raise InputError(f"{self.label}: cannot be read: {reason(error)}") from error
+            raise unreadable(self.source, error) from error
 
 
 def array_in_memory(name: str, array: np.ndarray, grid: Grid | None) -> SegmentSource:

@@ -64,7 +64,8 @@ class Found:
         # By identity: a bad segment may have the name of a good one.
         bad, raw = {id(s) for s in segments}, {s.file for s in segments if s.file}
         self.segments = [s for s in self.segments if id(s) not in bad and s.file not in raw]
-        self.files = [f for f in self.files if not f.beside or not raw.issuperset(f.beside)]
+        left = {s.file for s in self.segments}
+        self.files = [f for f in self.files if not f.beside or not left.isdisjoint(f.beside)]
 
     def maxima(self, tell: Callable[[SegmentSource], None]) -> list[int]:
         """Look through all values; `tell` is called with each segment that is done.
