@@ -22,8 +22,8 @@ import zstandard
 from data import example, synthetic
 
 import vqcomp
-from vqcomp.choice import shipped_models
-from vqcomp.runtime.codec import make_codec
+from vqcomp.model_files import shipped_models
+from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.spec import TokenSpec
 
 RECORDED = Path(__file__).with_name("recorded.json")

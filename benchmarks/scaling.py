@@ -15,8 +15,9 @@ import zlib
 
 import numpy as np
 
-from vqcomp.archive.writer import bootstrap, runtime_archive
-from vqcomp.choice import shipped_models
+from vqcomp.archive.packing import bootstrap, roots, runtime_archive
+from vqcomp.model_files import shipped_models
+from vqcomp.runtime.kinds import MIXED
 from vqcomp.runtime.weights import read_model
 
 PUBLISHED = {4.0e6: 3.36, 9.4e6: 3.18, 33e6: 2.94}
@@ -43,7 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     w, tokens = arguments.bits_per_weight, arguments.tokens_per_segment
     start, exponent = power_law()
-    decoder = len(runtime_archive(frozenset({"mixed", "workers"}))) + len(zlib.compress(bootstrap(), 9))
+    runtime = runtime_archive(roots([MIXED], files=False, workers=True))
+    decoder = len(runtime) + len(zlib.compress(bootstrap(runtime), 9))
     print(f"b(N) = {start:.2f} N^-{exponent:.4f} bits/token, w = {w:.2f} bits/weight, decoder {decoder:,} bytes\n")
     print(f"{'segments':>9} {'weights':>14} {'bits/token':>11} {'payload':>15} {'model':>13} {'share':>6} {'rate':>6}")
     sizes = np.geomspace(1e5, 1e10, 5001)

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from data import example, synthetic
 
-from vqcomp.choice import shipped_models
-from vqcomp.runtime.codec import make_codec
+from vqcomp.model_files import shipped_models
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.gpt import GPTCodec
+from vqcomp.runtime.kinds import make_codec
 
 MEMORY = """
 import resource, sys, tempfile
@@ -72,9 +73,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    compute = Compute("cpu", arguments.threads, jobs=1)
     models = shipped_models()
     model = models[arguments.model] if arguments.model else max(models.values(), key=lambda m: len(m.data))
-    codec = make_codec(model.spec, model.data, device="cpu", threads=arguments.threads)
+    codec = make_codec(model.spec, model.data, compute=compute)
     assert isinstance(codec, GPTCodec)
     real = example()
     source = synthetic(1200, 0) if real is None else real
@@ -102,7 +104,7 @@ def main() -> None:
         )
 
     for name, data in (("adaptive", None), ("mixed", model.data)):
-        learning = make_codec(model.spec, data, adapt=True, device="cpu", threads=arguments.threads)
+        learning = make_codec(model.spec, data, adapt=True, compute=compute)
         for count in (1, 8):
             frames = arguments.frames // count
             groups = [[source[i * frames : (i + 1) * frames] for i in range(count)]]

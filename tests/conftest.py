@@ -12,7 +12,7 @@ from networks import random_tensors, tiny_config
 
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import make_ops
-from vqcomp.runtime.gpt import self_test
+from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.weights import write_model
 
 REPOSITORY = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""Tiny networks and tokens for tests, made of integers alone so that they are the same everywhere."""
+"""Tiny networks and tokens for tests, the same everywhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.engine import Tensors
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.training.offsets import default_copies, default_flags
 
 FLAGS = (((1, 0, 0), (2, 0, 0)), ((1, 0, 0), (3, 0, 0)), ((1, 0, 0), (2, 0, 1)), ((2, 0, 0), (1, -1, 0)))
 COPIES = ((1, 0, 0), (2, 0, 0), (4, 0, 0), (1, 1, 0), (1, 0, -1))
@@ -38,6 +39,21 @@ def random_tensors(config: ModelConfig, seed: int = 0, spread: int = 24) -> Tens
         codes = random.randint(-spread, spread + 1, shape).astype(np.int8)
         tensors[name] = codes, (scale + random.randint(-2, 3, rows)).astype(np.int8)
     return tensors
+
+
+def ring_config(**changes: object) -> ModelConfig:
+    """A network for `drifting`, small enough to be trained in a test."""
+    config = ModelConfig(
+        height=3, width=4, factors=(11,), dim=24, blocks=1, spatial_heads=1, temporal_heads=1, head_dim=8, hidden=32,
+        rank=8, window=4, stack=2, flags=default_flags(4), copies=default_copies(3),
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+def drifting(frames: int = 60, seed: int = 0) -> np.ndarray:
+    """(T, 12, 1): a random picture that moves one column a frame around a ring, predictable from its past alone."""
+    ring = np.random.default_rng(seed).integers(0, 11, (3, 32))
+    return np.stack([ring[:, np.arange(t, t + 4) % 32].reshape(12, 1) for t in range(frames)])
 
 
 def random_segment(spec: TokenSpec, frames: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Run by test_exactness.py in many environments: writes an archive, reads that of the first run, prints hashes.
+"""Run by test_exactness.py in many environments: writes an archive, prints its hash, and reads that of the first run,
+by the package and by the decoder in the zip.
 
 python tests/probe.py FOLDER
 """
@@ -9,15 +10,18 @@ import hashlib
 import json
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from networks import random_segment, random_tensors, tiny_config
+from shipped import imported
 
 import vqcomp
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
-from vqcomp.runtime.gpt import self_test
+from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.weights import write_model
 
 
@@ -33,14 +37,19 @@ def main(folder: Path) -> None:
     for i, frames in enumerate((12, 7, 20)):
         segments[f"segment-{i}.npy"] = random_segment(config.spec, frames, i).reshape(frames, 4, 8).astype(np.int16)
     archive = folder / f"{os.getpid()}.zip"
-    vqcomp.compress(segments, archive, model=str(model), device=device, verify=False)
+    vqcomp.compress(segments, archive, model=str(model), compute=Compute(device), verify=False)
     first = folder / "first.zip"
     if not first.exists():
         first.write_bytes(archive.read_bytes())
-    with vqcomp.open(first, device=device) as reader:
+    with vqcomp.open(first, compute=Compute(device)) as reader:
         found = {name: reader[name] for name in segments}
+    unpacked = folder / f"unpacked-{os.getpid()}"
+    zipfile.ZipFile(first).extractall(unpacked)
+    with imported(unpacked) as module, module("archive").Reader(str(unpacked), device=device) as reader:
+        shipped = dict(reader.decode())
     for name, tokens in segments.items():
         np.testing.assert_array_equal(found[name], tokens)
+        np.testing.assert_array_equal(shipped[name], tokens)
     print(json.dumps({"archive": hashlib.sha256(archive.read_bytes()).hexdigest()}))
 
 

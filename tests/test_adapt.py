@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqcomp.choice import shipped_models
+from vqcomp.model_files import shipped_models
 from vqcomp.runtime import mixing, online, opinions
 from vqcomp.runtime.adapt import AdaptiveCodec
-from vqcomp.runtime.codec import make_codec
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.errors import DamageError, InputError
+from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.spec import TokenSpec
 
 COMMA = TokenSpec(8, 16, (1024,))
@@ -99,7 +100,7 @@ def test_learning_on_top_of_a_network_is_never_worse(tokens):
         "staying": segment(COMMA, 20, 5),
     }[tokens]
     alone, mixed = (
-        make_codec(COMMA, model, adapt=adapt, device="numpy").encode([[given]])[0] for adapt in (False, True)
+        make_codec(COMMA, model, adapt=adapt, compute=Compute("numpy")).encode([[given]])[0] for adapt in (False, True)
     )
     assert len(mixed) <= len(alone) * 1.001 + 8
 

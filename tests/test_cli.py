@@ -18,10 +18,11 @@ import pytest
 from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
-from vqcomp import cli
 from vqcomp.archive import writer as container
+from vqcomp.choice import Chooser, Estimate
 from vqcomp.cli import run
-from vqcomp.runtime import archive as format
+from vqcomp.cli.progress import TrainingBar
+from vqcomp.runtime import layout as format
 
 COMMAND = [sys.executable, "-m", "vqcomp"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -61,7 +62,7 @@ def test_compress_decompress_evaluate_go_round(here, capsys):
     assert "Compression rate: " in shown.out
     assert shown.err == ""
     assert run(["decompress", "out.zip", "-o", "back"]) == 0
-    assert "restored 3 segments into back" in capsys.readouterr().err
+    assert "restored 3 files into back" in capsys.readouterr().err
     assert files_in(Path("back")) == files_in(Path("data")) == {"a.npy", "b/c.npy", "b/d"}
     for name in files_in(Path("data")):
         assert (Path("back") / name).read_bytes() == (Path("data") / name).read_bytes()
@@ -97,7 +98,7 @@ def test_errors_are_json_too_where_json_is_asked_for(zipped, capsys):
 
 
 def test_list_shows_segments_without_decoding(zipped, capsys, monkeypatch):
-    monkeypatch.setattr("vqcomp.runtime.codec.make_codec", None)
+    monkeypatch.setattr("vqcomp.runtime.reader.make_codec", None)
     assert run(["list", "out.zip"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:3] == ["a.npy", "<i2", "2x2x3"]
@@ -221,7 +222,7 @@ def test_a_training_leaves_a_log_and_a_card_that_say_what_was_done(ring, capsys)
 
 
 def test_a_training_that_was_begun_is_neither_forgotten_nor_replaced_by_accident(ring, capsys):
-    show = cli.TrainingBar.show
+    show = TrainingBar.show
 
     def interrupt(self, moment):
         show(self, moment)
@@ -229,7 +230,7 @@ def test_a_training_that_was_begun_is_neither_forgotten_nor_replaced_by_accident
             signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.TrainingBar, "show", interrupt)
+        patch.setattr(TrainingBar, "show", interrupt)
         assert run(ring) == 130
     assert "interrupted after step 2: the same command with --resume goes on" in capsys.readouterr().err
     assert not Path("ring.vqm").exists()
@@ -257,8 +258,8 @@ def test_a_training_starts_from_a_model_of_the_same_tokens_only(ring, capsys):
     for init, more, message in (
         ("commavq-nano", [], "it predicts frames of 8 x 16 tokens of 1,024 ids, the data have 3 x 4 tokens of 9 ids"),
         ("ring.vqm", ["--preset", "small"], "leave --preset out"),
-        ("auto", [], "expected one model to start from"),
-        ("missing.vqm", [], "no model 'missing.vqm'"),
+        ("auto", [], "--init auto: expected one model"),
+        ("missing.vqm", [], "no model missing.vqm"),
     ):
         assert run([*again, "-f", "--init", init, *more]) == 1
         assert message in capsys.readouterr().err
@@ -267,7 +268,7 @@ def test_a_training_starts_from_a_model_of_the_same_tokens_only(ring, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--time", "20"], 2, "expected a time such as 90s, 20m or 2h, found '20'"),
+        (["--time", "20"], 2, "expected a time such as 90s, 20m or 2h, found 20"),
         (["--time", "0s"], 2, "expected a time"),
         (["--set", "dropout"], 2, "expected FIELD=VALUE"),
         (["--set", "drop=1"], 1, "no setting 'drop'"),
@@ -299,11 +300,11 @@ def test_a_network_that_is_trained_on_the_data_is_weighed(ring, capsys, monkeypa
     assert "trained on the data was not weighed: its weights alone take more than the raw tokens" in shown.err
     assert "weights              0 bytes" in shown.out
 
-    def cost(segments, spec, model, *rest):
-        return (0 if model else 1 << 30, len(model.data) if model else 0, 0)
+    def estimate(self, spec, model):
+        return Estimate(model.name, 0, len(model.data), 0) if model else Estimate("none", 1 << 30, 0, 0)
 
-    monkeypatch.setattr("vqcomp.choice._cost", cost)
-    monkeypatch.setattr("vqcomp.choice._raw_bytes", lambda segments, spec: 1 << 30)
+    monkeypatch.setattr(Chooser, "_estimate", estimate)
+    monkeypatch.setattr(Chooser, "_raw_bytes", lambda self, spec: 1 << 30)
     assert run(["compress", "ring.npy", "ring.zip", "--train", "0.2s", "-v", "-T", "1", "-f"]) == 0
     shown = capsys.readouterr()
     assert "model: trained on the data" in shown.err
@@ -315,7 +316,7 @@ def test_a_network_that_is_trained_on_the_data_is_weighed(ring, capsys, monkeypa
 def test_data_that_no_network_can_be_trained_on_are_compressed_all_the_same(zipped, capsys):
     pytest.importorskip("torch")
     assert run(["compress", "data", "out.zip", "-f", "-v", "--train", "1s"]) == 0
-    assert "no network was trained on the data: train: expected a segment of 16 frames" in capsys.readouterr().err
+    assert "no network was trained on the data: training: expected a segment of 16 frames" in capsys.readouterr().err
     assert run(["compress", "data", "out.zip", "-f", "--train", "1s", "--model", "none"]) == 1
     assert "for --model auto" in capsys.readouterr().err
 
@@ -340,7 +341,7 @@ def compress_error(*arguments):
         (compress_error("floats.npy", "x.zip"), 1, "floats.npy: expected an array of integers, found float64"),
         (compress_error("flat.npy", "x.zip"), 1, "flat.npy: 10 tokens per frame, but no --grid"),
         (compress_error("negative.npy", "x.zip"), 1, "negative.npy: expected ids in 0..65535, found -1"),
-        (["compress", "data", "x.zip", "--model", "nothing"], 1, "no model 'nothing'"),
+        (["compress", "data", "x.zip", "--model", "nothing"], 1, "no model nothing"),
         (["compress", "data", "x.zip", "--model", "floats.npy"], 1, "not a vqcomp model"),
         (["decompress", "missing.zip"], 1, "missing.zip: cannot be read"),
         (["decompress", "floats.npy"], 3, "floats.npy: expected a zip written by vqcomp"),
@@ -348,18 +349,18 @@ def compress_error(*arguments):
         (["decompress", "out.zip", "-o", "data"], 1, "a.npy: exists already; -f overwrites it"),
         (["decompress", "out.zip", "-o", "floats.npy"], 1, "floats.npy: expected a folder, found a file"),
         (["decompress", "out.zip", "-o", "floats.npy/x"], 1, "expected a folder, found a file"),
-        (["decompress", "out.zip", "--only", "zzz"], 1, "no segment 'zzz'"),
+        (["decompress", "out.zip", "--only", "zzz"], 1, "no zzz in the archive"),
         (["test", "floats.npy"], 3, "expected a zip"),
         (["list", "floats.npy"], 3, "expected a zip"),
         (["evaluate", "out.zip", "flat.npy", "--grid", "2x5"], 1, "not in the data"),
-        (["evaluate", "out.zip", "other"], 1, "'a.npy' is not what other/a.npy holds: 1 of 12 tokens, "),
-        (["evaluate", "out.zip", "more"], 1, "1 segments of the data are not in the archive, the first is 'z.npy'"),
+        (["evaluate", "out.zip", "other"], 1, "does not hold what other/a.npy does: 1 of 12 tokens, "),
+        (["evaluate", "out.zip", "more"], 1, "1 segments of the data are not in the archive, the first is z.npy"),
         (["nonsense"], 2, "No such command"),
         (["compress"], 2, "Missing argument"),
         (["compress", "data", "x.zip", "--nonsense"], 2, "No such option"),
         (["compress", "data", "x.zip", "--batch-size", "0"], 2, "batch-size"),
         (["compress", "data", "x.zip", "-T", "none"], 2, "threads"),
-        (["compress", "data", "x.zip", "--grid", "8by16"], 2, "expected HEIGHTxWIDTH such as 8x16, found '8by16'"),
+        (["compress", "data", "x.zip", "--grid", "8by16"], 2, "expected HEIGHTxWIDTH such as 8x16, found 8by16"),
         (["compress", "data", "x.zip", "--device", "abacus"], 2, "expected auto, numpy, cpu, cuda or cuda:N, found"),
     ],
 )  # fmt: skip
@@ -414,12 +415,12 @@ def test_damage_gives_exit_code_3_names_what_is_lost_and_restores_the_rest(here,
     Path("out.zip").write_bytes(content)
     assert run(["decompress", "out.zip"]) == 3
     shown = capsys.readouterr().err
-    assert "3 of 4 segments are damaged and lost" in shown
+    assert "3 of 4 files are lost" in shown
     assert all(f"  {name}: " in shown for name in ("a.npy", "b/c.npy", "b/d"))
     assert files_in(Path("decompressed")) == {"wide.npy"}
     assert (Path("decompressed/wide.npy")).read_bytes() == Path("data/wide.npy").read_bytes()
     assert run(["test", "out.zip"]) == 3
-    assert "3 of 4 segments are damaged and lost" in capsys.readouterr().err
+    assert "3 of 4 files are lost" in capsys.readouterr().err
     assert run(["evaluate", "out.zip", "data"]) == 3
     assert run(["decompress", "out.zip", "-o", "x", "--only", "wide.npy"]) == 0
 
@@ -455,7 +456,7 @@ def test_too_little_disk_is_noticed_before_the_work(zipped, capsys, monkeypatch)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
     before = files_in(zipped)
     assert run(["compress", "data", "new.zip"]) == 1
-    assert "too little disk: at least 13 bytes are needed, 0 are free" in capsys.readouterr().err
+    assert "too little disk: 3 bytes are needed, 0 are free" in capsys.readouterr().err
     assert run(["decompress", "out.zip"]) == 1
     assert "too little disk" in capsys.readouterr().err
     assert files_in(zipped) == before

@@ -15,12 +15,16 @@ from networks import random_segment, random_tensors, tiny_config
 
 from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.coder import Tables
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import WEIGHT_MAX
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import ModelError, PlatformError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
-from vqcomp.runtime.gpt import FramePredictor, GPTCodec, make_engine, self_test
+from vqcomp.runtime.gpt import GPTCodec
+from vqcomp.runtime.loading import load_engine, self_test
+from vqcomp.runtime.mixed import FramePredictor
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.weights import write_model
 
 CONFIGS = {
     "tiny": tiny_config(),
@@ -153,26 +157,26 @@ def test_scales_whose_sums_could_round_are_refused(name):
 
 
 @pytest.mark.parametrize("broken", ["round_", "quotient", "linear", "bits_to_float"])
-def test_self_test_refuses_hardware_that_breaks_the_rules(broken):
+def test_self_test_refuses_hardware_that_breaks_the_rules(broken, monkeypatch):
     config = CONFIGS["tiny"]
-    tensors, ops = random_tensors(config), NumpyOps()
-    check = self_test(Engine(config, tensors, ops))
-    right = getattr(ops, broken)
+    tensors = random_tensors(config)
+    model = write_model(config, tensors, self_test(Engine(config, tensors, NumpyOps())))
+    right = getattr(NumpyOps(), broken)
 
     def wrong(*args):
         result = right(*args)
         result *= np.float32(1 + 2**-9)
         return result
 
-    setattr(ops, broken, wrong)
+    monkeypatch.setattr(NumpyOps, broken, staticmethod(wrong))
     with pytest.raises(PlatformError, match="not exact"):
-        make_engine(config.spec, config, tensors, ops, check)
+        load_engine(config.spec, model, Compute("numpy"))
 
 
 def test_a_model_refuses_tokens_of_another_shape():
     config = CONFIGS["tiny"]
     with pytest.raises(ModelError, match="predicts"):
-        make_engine(TokenSpec(8, 16, (1024,)), config, random_tensors(config), NumpyOps(), None)
+        load_engine(TokenSpec(8, 16, (1024,)), write_model(config, random_tensors(config), 0), Compute("numpy"))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import tracemalloc
 
 import numpy as np
@@ -9,19 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import samples, write_shard
+from networks import drifting, ring_config
 
 torch = pytest.importorskip("torch")
-
-from test_train import CONFIG, drifting
 
 from vqcomp.data.sources import find_segments
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.errors import InputError
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.training.config import TrainConfig
-from vqcomp.training.feed import Feed, _choose
+from vqcomp.training.feed import Feed, _choose, usual_held_out
 from vqcomp.training.frames import stored
 
+CONFIG = ring_config()
 SPEC = TokenSpec(3, 4, (11,))
 SETTINGS = TrainConfig(batch=3, frames=8, held_out=12, reverse=0.5, mirror=0.5, stride=0.5)
 
@@ -119,6 +120,62 @@ def test_windows_are_frames_of_one_segment_in_order_and_never_held_out(held_out,
             steps = {b - a for a, b in itertools.pairwise(window)}
             assert steps <= {every} or steps <= {2 * every}
             assert window[-1] % 100 < lengths[window[0] // 100] - held_out * every
+
+
+@pytest.mark.parametrize("change", ["mirror", "reverse"])
+def test_a_share_of_windows_is_mirrored_or_reversed_and_the_others_are_left_alone(change):
+    """The shares decide nothing but the flip: the same seed draws the same windows."""
+    plain = dataclasses.replace(SETTINGS, batch=40, reverse=0, mirror=0)
+    never, always, half = (
+        torch.cat(batches([drifting()], dataclasses.replace(plain, **{change: share}))).view(-1, 8, 3, 4, 1)
+        for share in (0, 1, 0.5)
+    )
+    flipped = never.flip(3 if change == "mirror" else 1)
+    assert not torch.equal(flipped, never)
+    assert torch.equal(always, flipped)
+    is_flipped = [torch.equal(window, other) for window, other in zip(half, flipped, strict=True)]
+    is_plain = [torch.equal(window, other) for window, other in zip(half, never, strict=True)]
+    assert all(a or b for a, b in zip(is_flipped, is_plain, strict=True))
+    assert 0.3 < sum(is_flipped) / len(is_flipped) < 0.7
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 2000), min_size=1, max_size=25),
+    frames=st.integers(1, 32),
+    every=st.integers(1, 15),
+    drops=st.booleans(),
+)
+def test_without_a_word_of_the_user_so_much_is_held_out_as_leaves_a_window(lengths, frames, every, drops):
+    config = TrainConfig(frames=frames, every=every, drops_short=drops)
+    held_out = usual_held_out(lengths, config)
+    measure = (max if drops else min)(lengths) // every
+    assert 1 <= held_out <= 300
+    if measure > frames:
+        assert held_out <= measure if len(lengths) >= 20 else held_out <= max(1, min(measure - frames, measure // 4))
+        segments = [np.zeros((n, 12, 1), np.int64) for n in lengths]
+        Feed(segments, CONFIG, dataclasses.replace(config, held_out=held_out))
+
+
+def test_of_a_whole_segment_of_commavq_300_frames_are_held_out():
+    assert usual_held_out([1200], TrainConfig()) == 300
+    assert usual_held_out([1200] * 20, TrainConfig()) == 300
+    assert usual_held_out([1200], TrainConfig(held_out=0)) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    length=st.integers(2, 100), frames=st.integers(1, 60), held_out=st.integers(0, 60), every=st.integers(1, 9),
+    drops=st.booleans(), count=st.sampled_from([1, 20]),
+)  # fmt: skip
+def test_the_options_that_an_error_names_cure_it(length, frames, held_out, every, drops, count):
+    segments = [np.zeros((length, 12, 1), np.int64)] * count
+    config = TrainConfig(frames=frames, held_out=held_out, every=every, drops_short=drops)
+    try:
+        Feed(segments, CONFIG, config)
+    except InputError as error:
+        for name, value in re.findall(r"(held-out |frames=|every=)(\d+)", str(error).split("try")[1]):
+            Feed(segments, CONFIG, dataclasses.replace(config, **{name.strip(" =").replace("-", "_"): int(value)}))
 
 
 def test_of_many_segments_some_are_held_out_whole():

@@ -1,37 +1,25 @@
 """Properties of FrameGPT: causal in time, integers throughout, exported as it is trained."""
 
-import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
+from networks import ring_config
 
 torch = pytest.importorskip("torch")
 
-from vqcomp.runtime.config import WEIGHT_MAX, ModelConfig
+from vqcomp.runtime.arithmetic import WEIGHT_MAX
+from vqcomp.runtime.config import ModelConfig
+from vqcomp.runtime.errors import ModelError
 from vqcomp.runtime.weights import read_config, write_model
-from vqcomp.training.model import LOGIT, FrameGPT, default_copies, default_flags, product
-from vqcomp.training.quantise import LearnedStep, multiplier, quantise, shared_scales, table
+from vqcomp.training.functions import LOGIT_NATS, product
+from vqcomp.training.model import FrameGPT
+from vqcomp.training.quantise import LearnedStep, multiplier, quantise, shared_scales
 
 
 def make_config(**changes):
-    config = ModelConfig(
-        height=3,
-        width=4,
-        factors=(11,),
-        dim=24,
-        blocks=2,
-        spatial_heads=1,
-        temporal_heads=2,
-        head_dim=8,
-        hidden=40,
-        rank=8,
-        window=4,
-        stack=2,
-        flags=default_flags(4),
-        copies=default_copies(3),
-    )
-    return dataclasses.replace(config, **changes)
+    return ring_config(**{"blocks": 2, "temporal_heads": 2, "hidden": 40, **changes})
 
 
 CONFIGS = {
@@ -100,8 +88,8 @@ def test_predictions_do_not_depend_on_the_batch(config):
 def test_all_activations_are_integers(config):
     model, tokens = make_model(config), make_tokens(config)
     with torch.no_grad():
-        h = model.residual(tokens)
-        logits = [x / LOGIT for x in model(tokens)]
+        h = model.residual(tokens, model.embeddings())
+        logits = [x / LOGIT_NATS for x in model(tokens)]
     assert torch.equal(h, h.round()) and h.abs().max() <= config.residual_max
     for x in logits:
         assert (x - x.round()).abs().max() < 1e-3  # they are divided by a factor that is no power of two
@@ -234,13 +222,17 @@ def test_a_gpu_computes_the_same_logits(config):
             assert torch.equal(a.cpu(), b)
 
 
+def coded_bits(config, tensors):
+    """Size of the coded weights in a .vqm, its head and its checksum left out."""
+    data = write_model(config, tensors, 0)
+    return 8 * (len(data) - read_config(data)[2] - 4)
+
+
 @each_config
 @pytest.mark.parametrize("learned", [False, True])
 def test_weight_bits_are_the_size_that_the_weights_are_coded_in(config, learned):
     model = make_model(config, learned_steps=learned)
-    _, tensors = model.export()
-    data = write_model(config, tensors, 0)
-    coded = 8 * (len(data) - read_config(data)[2] - 4)
+    coded = coded_bits(config, model.export()[1])
     assert model.weight_bits().item() == pytest.approx(coded, rel=0.05)
 
 
@@ -253,7 +245,7 @@ def test_weight_bits_follow_the_coder_where_rows_and_columns_differ():
                 parameter.copy_(torch.rand_like(parameter) * 6 - 3)
         model.get_parameter("blocks.0.down")[:, ::2] *= 0.1
         _, tensors = model.export()
-        coded = 8 * sum(row.bytes for row in table(tensors))
+        coded = coded_bits(config, tensors)
         assert 0.1 < np.mean([not row.any() for row in tensors["blocks.0.up"][0]]) < 0.5
         assert model.weight_bits().item() == pytest.approx(coded, rel=0.02)
 
@@ -317,3 +309,42 @@ def test_rows_may_vanish():
         assert model.loss(tokens).isfinite()
     model.loss(tokens).backward()
     assert model.get_parameter("blocks.0.up").grad[3].isfinite().all()
+
+
+@each_config
+def test_every_tensor_is_quantised_once_in_a_pass(config, monkeypatch):
+    model, quantised = make_model(config), []
+
+    def count(weight, *rest):
+        quantised.append(id(weight))
+        return quantise(weight, *rest)
+
+    monkeypatch.setattr("vqcomp.training.coded.quantise", count)
+    model.loss(make_tokens(config))
+    assert sorted(quantised) == sorted(id(parameter) for parameter in model.parameters())
+
+
+@each_config
+def test_codes_that_are_loaded_are_those_of_the_model_that_they_came_from(config):
+    model, other = make_model(config), FrameGPT(config).eval()
+    _, tensors = model.export()
+    other.load_codes(tensors)
+    tokens = make_tokens(config)
+    with torch.no_grad():
+        assert other.loss(tokens).item() == pytest.approx(model.loss(tokens).item(), rel=0.02)
+
+
+@each_config
+def test_a_config_comes_back_from_its_fields_and_from_their_json(config):
+    fields = config.to_dict()
+    assert ModelConfig.from_dict(fields) == ModelConfig.from_dict(json.loads(json.dumps(fields))) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("dim", "1e999"), ("dim", "2.5"), ("factors", "[1e999]"), ("flags", "7"), ("copies", "[[1e999, 0, 0]]")],
+)
+def test_a_config_with_numbers_that_are_no_integers_is_refused(name, text):
+    fields = json.loads(json.dumps(make_config().to_dict())) | {name: json.loads(text)}
+    with pytest.raises(ModelError, match="model config"):
+        ModelConfig.from_dict(fields)

@@ -67,18 +67,6 @@ def test_rows_and_columns_of_small_codes_take_fewer_bits(axis):
     assert saved > 0.9 * np.log2(49 / 4) / 2 * config.parameters() / 8
 
 
-def test_the_table_of_sizes_adds_up_to_the_file():
-    quantise = pytest.importorskip("vqcomp.training.quantise", reason="needs torch")
-    data = write_model(CONFIG, random_tensors(CONFIG), 0)
-    rows = quantise.table(random_tensors(CONFIG))
-    assert [(row.name, row.parameters) for row in rows] == [
-        (name, shape[0] * shape[1]) for name, (shape, _) in CONFIG.tensor_shapes().items()
-    ]
-    assert sum(row.bytes for row in rows) == pytest.approx(len(data) - read_config(data)[2] - 4, abs=8)
-    for row in rows:
-        assert row.bits_per_weight == pytest.approx(8 * row.bytes / row.parameters)
-
-
 @given(st.integers(0, 8 * len(MODEL) - 1))
 @settings(deadline=None)
 def test_any_flipped_bit_is_found(bit):

@@ -1,13 +1,14 @@
 """Properties of the presets: they can be made, have the sizes that they say, and ship as they are trained."""
 
 import re
+import subprocess
+import sys
 
 import pytest
+from conftest import REPOSITORY
 
-pytest.importorskip("torch")
-
-from vqcomp.choice import shipped_models
 from vqcomp.data.segments import COMMAVQ
+from vqcomp.model_files import shipped_models
 from vqcomp.runtime.errors import ModelError
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import read_config
@@ -51,3 +52,18 @@ def test_more_tokens_pay_for_larger_networks():
 def test_a_grid_too_large_to_compute_exactly_is_refused():
     with pytest.raises(ModelError, match="too large"):
         PRESETS["nano"].network(TokenSpec(64, 64, (1024,)))
+
+
+def test_presets_and_settings_do_not_wait_for_torch():
+    program = """
+import sys
+from vqcomp.data.segments import COMMAVQ
+from vqcomp.training.config import TrainConfig, describe_settings
+from vqcomp.training.presets import PRESETS
+for preset in PRESETS.values():
+    preset.network(COMMAVQ)
+    TrainConfig(**preset.settings).check()
+describe_settings()
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)

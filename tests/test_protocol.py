@@ -13,13 +13,17 @@ from networks import random_tensors, tiny_config
 
 from vqcomp.cli import run
 from vqcomp.data.onex import open_video, write_synthetic, write_video
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import InputError, ModelError
 from vqcomp.runtime.exact import make_ops
-from vqcomp.runtime.gpt import GPTCodec, self_test
+from vqcomp.runtime.gpt import GPTCodec
+from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.weights import write_model
 from vqcomp.world import protocol
-from vqcomp.world.protocol import Network, Score, autoregressive, teacher_forced, window_starts
+from vqcomp.world.protocol import FrameGPTPredictor, Score, autoregressive, teacher_forced, window_starts
+
+NUMPY = Compute("numpy")
 
 FACTORS = (512, 512)
 
@@ -160,7 +164,7 @@ def network():
 def test_a_networks_score_is_the_size_that_it_compresses_to(network):
     truth = windows(1, 16)[:, :, :9]
     truth[0, :, :5] = truth[0, 0, :5]  # something to predict
-    score = teacher_forced(Network(network), iter([truth]))
+    score = teacher_forced(FrameGPTPredictor(network), iter([truth]))
     codec = GPTCodec(Engine(network.config, random_tensors(network.config), make_ops("numpy")))
     whole, first = codec.encode([[truth[0].astype(np.int32)], [truth[0, :1].astype(np.int32)]])
     nats = 8 * (len(whole) - len(first)) * math.log(2)
@@ -170,11 +174,11 @@ def test_a_networks_score_is_the_size_that_it_compresses_to(network):
 
 def test_scores_do_not_depend_on_the_batch_or_on_steps(network):
     truth = windows(5, 16)
-    scores = [teacher_forced(Network(network), iter(np.split(truth, at))) for at in ([], [1], [2, 4])]
+    scores = [teacher_forced(FrameGPTPredictor(network), iter(np.split(truth, at))) for at in ([], [1], [2, 4])]
     assert len({(round(s.cross_entropy, 12), s.accuracy) for s in scores}) == 1
     # With all frames but the last as a prompt, the two settings predict the last frame alike.
-    last = autoregressive(Network(network), iter([truth]), prompt=15)
-    logits = Network(network).forward(network.start(5), protocol._previous(truth))
+    last = autoregressive(FrameGPTPredictor(network), iter([truth]), prompt=15)
+    logits = FrameGPTPredictor(network).forward(network.start(5), protocol._previous(truth))
     nats, right = protocol.measure([x[:, 15] for x in logits], truth[:, 15])
     assert (last.cross_entropy, last.accuracy) == (pytest.approx(nats / 45), right / 45)
 
@@ -201,7 +205,7 @@ def test_the_command_prints_every_setting_under_its_name(tmp_path, network, caps
     score = table["temporally teacher-forced"]
     assert score["windows"] == 3
     video = open_video(tmp_path / "val")
-    expected = teacher_forced(Network(network), protocol.read_windows(video, [0, 1, 2], 4))
+    expected = teacher_forced(FrameGPTPredictor(network), protocol.read_windows(video, [0, 1, 2], 4))
     assert score["cross_entropy"] == pytest.approx(expected.cross_entropy, abs=1e-9)
     assert table["fully teacher-forced"] is None
     assert Score(**score).frames == 45
@@ -212,10 +216,10 @@ def test_what_cannot_be_scored_is_refused(tmp_path, network, capsys):
     model.write_bytes(write_model(network.config, random_tensors(network.config), self_test(network)))
     write_folder(tmp_path / "short", frames=225)
     with pytest.raises(InputError, match=r"video\.bin: expected a window .* longest clip has 225 frames"):
-        protocol.evaluate(model.read_bytes(), tmp_path / "short", device="numpy")
+        protocol.evaluate(model.read_bytes(), tmp_path / "short", compute=NUMPY)
     write_folder(tmp_path / "other", vocabulary=1000)
     with pytest.raises(ModelError, match="the model predicts"):
-        protocol.evaluate(model.read_bytes(), tmp_path / "other", device="numpy")
+        protocol.evaluate(model.read_bytes(), tmp_path / "other", compute=NUMPY)
     for arguments in (["--protocol", "1x", "a"], ["--protocol", "1x", "--model", "m", "a", "b"], ["a"]):
         assert run(["evaluate", *arguments]) == 2
     assert run(["evaluate", "--protocol", "1x", "--model", "none", str(tmp_path / "other")]) == 1
@@ -230,7 +234,7 @@ def test_a_network_that_is_trained_on_a_folder_scores_better_than_guessing_and_c
     write_video(tmp_path / "train", ids, np.repeat([0, 1], [380, 10]), {"vocab_size": 1 << 18, "hz": 30})
     model = tmp_path / "m.vqm"
     assert run(["train", str(tmp_path / "train"), "-o", str(model), "--preset", "1x", "--steps", "8", "-q"]) == 0
-    scores = protocol.evaluate(model.read_bytes(), tmp_path / "train", device="numpy")
+    scores = protocol.evaluate(model.read_bytes(), tmp_path / "train", compute=NUMPY)
     score = scores["temporally teacher-forced"]
     assert score is not None
     assert score.cross_entropy < 2 * math.log(512) - 1
@@ -242,6 +246,6 @@ def test_a_network_that_is_trained_on_a_folder_scores_better_than_guessing_and_c
     capsys.readouterr()
     write_video(tmp_path / "short", ids[:300], np.arange(300), {"vocab_size": 1 << 18, "hz": 30})
     assert run(["train", str(tmp_path / "short"), "-o", str(model), "--preset", "1x", "-f"]) == 1
-    assert "expected a segment of 360 frames or more, found none" in capsys.readouterr().err
+    assert "expected a segment of 255 frames or more, found none" in capsys.readouterr().err
     assert run(["train", str(tmp_path / "short"), "-o", str(model), "--preset", "2x", "-f"]) == 1
     assert "no preset '2x': expected one of pico, nano, mini, small, base, large, 1x" in capsys.readouterr().err

@@ -14,11 +14,12 @@ from reference_decoder import RangeDecoder, decode_adaptive, decode_archive
 
 import vqcomp
 from vqcomp.runtime.adapt import AdaptiveCodec
-from vqcomp.runtime.archive import joined
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
-from vqcomp.runtime.gpt import self_test
+from vqcomp.runtime.loading import self_test
+from vqcomp.runtime.reader import joined
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import write_model
 
@@ -58,7 +59,7 @@ def test_archives_with_a_network(tmp_path, factors, adapt):
     config = tiny_config(**GRID, factors=factors)
     data, out = arrays(config.spec), tmp_path / "out.zip"
     model = model_file(tmp_path, config)
-    vqcomp.compress(data, out, model=model, adapt=adapt, device="numpy", verify=False)
+    vqcomp.compress(data, out, model=model, adapt=adapt, compute=Compute("numpy"), verify=False)
     check(out, data, "mixed" if adapt else "gpt")
 
 

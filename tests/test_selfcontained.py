@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import bz2
 import os
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,8 +15,11 @@ import pytest
 from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
-from vqcomp.archive import writer as container
-from vqcomp.runtime import archive as format
+from vqcomp.archive import packing
+from vqcomp.runtime import layout as format
+from vqcomp.runtime.coder import CONSTRICTION
+from vqcomp.runtime.kinds import KINDS
+from vqcomp.runtime.launch import NUMPY
 
 RUNTIME = REPOSITORY / "vqcomp/runtime"
 OWN = {"decompress.py", format.RUNTIME, format.MODEL, format.STREAMS, format.MANIFEST}
@@ -64,12 +67,12 @@ def unpacked(archives, tmp_path):
 def run(folder, cwd, *arguments, without=(), before="", **variables):
     """Run decompress.py in `folder` as a program, on a Python that has no vqcomp nor what is named in `without`."""
     code = (
-        "import runpy, sys\n"
+        # What Python does for a script: its folder is searched first, the working folder is not.
+        "import sys; del sys.path[0]\n"
+        "import os, runpy; sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[1])))\n"
         f"for name in {['vqcomp', *without]!r}: sys.modules[name] = None\n"
         f"{before}\n"
         "sys.argv = sys.argv[1:]\n"
-        # What Python does for a script: its folder is searched first.
-        "import os; sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("OUTPUT_DIR", "PYTHONPATH")}
@@ -95,20 +98,20 @@ def check_files(folder, items, others=frozenset()):
 
 
 @pytest.mark.parametrize("name", ["both", "gpt", "mixed", "adaptive"])
-def test_shipped_modules_are_the_repositorys_byte_for_byte(unpacked, name):
+def test_shipped_modules_are_the_repositorys_stripped(unpacked, name):
     folder, _ = unpacked(name)
-    assert (folder / "decompress.py").read_bytes() == (RUNTIME / "decompress.py").read_bytes()
-    with tarfile.open(folder / format.RUNTIME) as tar:
-        shipped = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
-    assert shipped == {module: (RUNTIME / module).read_bytes() for module in shipped}
-    assert {"__init__.py", "main.py", "archive.py", "codec.py", "errors.py", "spec.py"} < shipped.keys()
-    assert ("gpt.py" in shipped) == (name != "adaptive")
-    assert ("adapt.py" in shipped) == (name != "gpt")
+    runtime = (folder / format.RUNTIME).read_bytes()
+    assert (folder / "decompress.py").read_bytes() == packing.bootstrap(runtime)
+    shipped = dict(module.split("\n", 1) for module in bz2.decompress(runtime).decode().split("\0"))
+    assert shipped == {module: packing.stripped_modules()[module] for module in shipped}
+    assert {"__init__", "main", "reader", "codec", "errors", "spec"} < shipped.keys()
+    assert ("gpt" in shipped) == (name in ("both", "gpt"))
+    assert ("adapt" in shipped) == (name != "gpt")
 
 
 def test_every_runtime_module_is_shipped_by_some_archive():
-    shipped = {"decompress.py", *container.runtime_modules(container.LATE_MODULES)}
-    assert {path.name for path in RUNTIME.glob("*.py")} == shipped
+    shipped = {"decompress", *packing.runtime_modules(packing.roots(KINDS.values(), files=True, workers=True))}
+    assert {path.stem for path in RUNTIME.glob("*.py")} == shipped
 
 
 @pytest.mark.parametrize("path", sorted(RUNTIME.glob("*.py")), ids=lambda p: p.name)
@@ -130,10 +133,8 @@ def test_runtime_modules_import_only_each_other_numpy_constriction_and_perhaps_t
     assert not late, "torch is imported inside functions only"
 
 
-def test_the_bootstrap_pins_the_version_of_constriction_that_the_package_pins():
-    source = (RUNTIME / "decompress.py").read_text("utf-8")
-    assert '"constriction==0.5.0"' in source
-    assert '"constriction==0.5.0"' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
+def test_the_package_pins_the_version_of_constriction_that_streams_rely_on():
+    assert f'"constriction=={CONSTRICTION};' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
 
 
 # ---- restoring
@@ -146,7 +147,7 @@ def test_an_unpacked_archive_restores_itself_where_vqcomp_is_not_installed(unpac
     before = files_in(folder)
     done = run(folder, tmp_path, without=without)
     assert (done.returncode, done.stdout) == (0, "")
-    assert f"restored {len(items)} segments into decompressed" in done.stderr
+    assert f"restored {len(items)} file" in done.stderr
     check_files(tmp_path / "decompressed", items)
     assert files_in(folder) == before
 
@@ -175,7 +176,7 @@ def test_some_segments_alone_are_restored(unpacked, tmp_path):
     check_files(tmp_path / "decompressed", {n: items[n] for n in ("json.py", "other/wide.npy")})
     done = run(folder, tmp_path, "--only", "nothing")
     assert done.returncode == 1
-    assert "no segment 'nothing'" in done.stderr
+    assert "no nothing in the archive" in done.stderr
 
 
 # ---- what can go wrong
@@ -190,7 +191,7 @@ def test_damaged_segments_are_listed_and_the_others_restored(unpacked, tmp_path)
     (folder / format.STREAMS).write_bytes(content)
     done = run(folder, tmp_path)
     assert done.returncode == 3
-    assert "1 of 4 segments are damaged and lost:\n  json.py: its stream's checksum does not match" in done.stderr
+    assert "1 of 4 files are lost:\n  json.py: its stream's checksum does not match" in done.stderr
     check_files(tmp_path / "decompressed", {n: a for n, a in items.items() if n != "json.py"})
 
 
@@ -227,81 +228,150 @@ def test_an_output_folder_that_cannot_be_written_is_an_error_that_names_it(unpac
     assert "error: file: expected a folder, found a file" in done.stderr
 
 
-HIDE = """
-import importlib.metadata, importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name in {hidden} else find(name, *a)
-version = importlib.metadata.version
-def hide(name):
-    if name in {hidden}: raise importlib.metadata.PackageNotFoundError(name)
-    return {versions}.get(name) or version(name)
-importlib.metadata.version = hide
-"""
-
-
-@pytest.mark.parametrize(
-    ("hidden", "versions", "wanted"),
-    [
-        (["constriction"], {}, ["constriction==0.5.0"]),
-        (["numpy", "constriction"], {}, ["numpy==2.2.6", "constriction==0.5.0"]),
-        ([], {"constriction": "0.4.1"}, ["constriction==0.5.0"]),
-    ],
-)
-def test_missing_packages_are_an_error_with_the_command_where_pip_is_forbidden(
-    unpacked, tmp_path, hidden, versions, wanted
-):
+@pytest.mark.parametrize("place", range(0, 4000, 331))
+def test_a_runtime_with_one_flipped_bit_is_not_run(unpacked, tmp_path, place):
     folder, _ = unpacked("adaptive")
-    done = run(folder, tmp_path, before=HIDE.format(hidden=hidden, versions=versions), VQCOMP_NO_PIP="1")
+    content = bytearray((folder / format.RUNTIME).read_bytes())
+    content[place % len(content)] ^= 1 << place % 8
+    (folder / format.RUNTIME).write_bytes(content)
+    # Neither is it unpacked: what unpacks it may have flaws.
+    done = run(folder, tmp_path, before="import bz2; bz2.BZ2Decompressor = bz2.BZ2File = bz2.open = None")
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert f"{format.RUNTIME} is damaged" in done.stderr
+
+
+# ---- what is not there
+
+
+@pytest.mark.parametrize("name", ["both", "gpt", "mixed", "adaptive"])
+def test_without_constriction_it_goes_on_and_says_so_in_one_line(unpacked, tmp_path, name):
+    folder, items = unpacked(name)
+    done = run(folder, tmp_path, without=["constriction"])
+    assert done.returncode == 0, done.stderr
+    note, restored = done.stderr.splitlines()
+    assert note == "note: constriction 0.5.0 is not here; without it, decoding takes a little longer"
+    assert restored.startswith("restored ")
+    check_files(tmp_path / "decompressed", items)
+
+
+def test_another_version_of_constriction_counts_as_none(unpacked, tmp_path):
+    folder, items = unpacked("adaptive")
+    site = tmp_path / "site"
+    (site / "constriction-0.4.2.dist-info").mkdir(parents=True)
+    (site / "constriction-0.4.2.dist-info/METADATA").write_text("Metadata-Version: 2.1\nVersion: 0.4.2\n")
+    (site / "constriction.py").write_text("raise SystemExit('another version was imported')")
+    done = run(folder, tmp_path, PYTHONPATH=site)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("note: constriction 0.5.0 is not here")
+    check_files(tmp_path / "decompressed", items)
+
+
+def test_without_numpy_it_is_an_error_with_the_command_where_pip_is_forbidden(unpacked, tmp_path):
+    folder, _ = unpacked("adaptive")
+    done = run(folder, tmp_path, without=["numpy"], VQCOMP_NO_PIP="1")
     assert done.returncode == 1
-    assert f"{sys.executable} -m pip install {' '.join(wanted)}\n" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == f'error: NumPy is missing; install it: "{sys.executable}" -m pip install "{NUMPY}"\n'
     assert not (tmp_path / "decompressed").exists()
 
 
+def test_help_and_wrong_options_need_nothing_and_install_nothing(unpacked, tmp_path):
+    folder, _ = unpacked("adaptive")
+    for arguments, code, found in (["--help"], 0, "OUTPUT_DIR"), (["--nonsense"], 2, "--nonsense"):
+        done = run(folder, tmp_path, *arguments, without=["numpy", "constriction", "torch"], VQCOMP_NO_PIP="0")
+        assert done.returncode == code
+        assert found in done.stdout + done.stderr
+        assert "installing" not in done.stderr
+
+
 FAKE_PIP = """
-import os, shutil, subprocess
-from types import SimpleNamespace
-import constriction
-home = os.path.dirname(constriction.__file__)
-for name in [n for n in sys.modules if n.startswith("constriction")]: del sys.modules[name]
+import glob, os, subprocess, sys
+sys.modules["numpy"] = None
 def pip(command, **_):
     print("PIP", *command[1:], file=sys.stderr)
     target = command[command.index("--target") + 1]
-    if {works}: shutil.copytree(home, os.path.join(target, "constriction"))
-    return SimpleNamespace(returncode=0 if {works} else 1)
+    if {works}:
+        for path in glob.glob({home!r} + "/numpy*"): os.symlink(path, os.path.join(target, os.path.basename(path)))
+        del sys.modules["numpy"]
+    return subprocess.CompletedProcess(command, 0 if {works} else 1)
 subprocess.run = pip
 import atexit
-def where():
-    module = sys.modules.get("constriction")
-    print("FROM", module and os.path.dirname(os.path.dirname(module.__file__)), file=sys.stderr)
-atexit.register(where)
+atexit.register(lambda: print("FROM", getattr(sys.modules["numpy"], "__path__", None), file=sys.stderr))
 """
 
 
 @pytest.mark.parametrize("forbidden", ["", "0"])
-def test_missing_packages_are_installed_into_a_private_folder_that_goes_away(unpacked, tmp_path, forbidden):
+def test_numpy_is_installed_into_a_private_folder_that_goes_away(unpacked, tmp_path, forbidden):
     folder, items = unpacked("adaptive")
     (tmp_path / "tmp").mkdir()
-    before = FAKE_PIP.format(works=True) + HIDE.format(hidden=["constriction"], versions={})
+    before = FAKE_PIP.format(works=True, home=str(Path(np.__file__).parent.parent))
     done = run(folder, tmp_path, before=before, VQCOMP_NO_PIP=forbidden, TMPDIR=tmp_path / "tmp")
     assert done.returncode == 0, done.stderr
-    (command,) = [line for line in done.stderr.splitlines() if line.startswith("PIP")]
-    assert command.startswith("PIP -m pip install --quiet --disable-pip-version-check --no-deps --target ")
-    assert command.endswith(" constriction==0.5.0")
-    (used,) = [line[5:] for line in done.stderr.splitlines() if line.startswith("FROM")]
-    assert f"installing constriction==0.5.0 into {used}" in done.stderr
-    assert Path(used).parent == tmp_path / "tmp"
+    first, command, *_, used = done.stderr.splitlines()
+    private = Path(first.removeprefix(f"installing {NUMPY} into "))
+    assert private.parent == tmp_path / "tmp"
+    assert command.startswith("PIP -I -m pip install ")
+    assert command.endswith(f" --no-deps --only-binary :all: --target {private} {NUMPY}")
+    assert used == f"FROM {[str(private / 'numpy')]}"
     assert list((tmp_path / "tmp").iterdir()) == []
     check_files(tmp_path / "decompressed", items)
 
 
 def test_a_failed_installation_is_an_error_with_the_command(unpacked, tmp_path):
     folder, _ = unpacked("adaptive")
-    before = FAKE_PIP.format(works=False) + HIDE.format(hidden=["constriction"], versions={})
-    done = run(folder, tmp_path, before=before, VQCOMP_NO_PIP="")
+    done = run(folder, tmp_path, before=FAKE_PIP.format(works=False, home=""), VQCOMP_NO_PIP="")
     assert done.returncode == 1
-    assert "-m pip install constriction==0.5.0" in done.stderr
+    assert f'-m pip install "{NUMPY}"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---- what lies around
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A zip of three groups, so that processes are worth starting, and its arrays."""
+    path = tmp_path_factory.mktemp("many") / "many.zip"
+    items = {f"{i:02}.npy": tokens((2, 3, 4), seed=i) for i in range(17)}
+    vqcomp.compress(items, path, model="none")
+    return path, items
+
+
+def lay_traps(folder):
+    """Modules of all the names that Python, NumPy or the decoder could import; running one is seen."""
+    for name in {*sys.stdlib_module_names, "numpy", "constriction", "torch", "pip", "sitecustomize", "launch", "main"}:
+        (folder / f"{name}.py").write_text("import sys; sys.stderr.write(f'TRAP {__name__}\\n'); raise SystemExit(9)")
+
+
+@pytest.mark.parametrize("where", ["beside it", "in the working folder", "in both, which are one"])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_no_file_that_lies_around_is_run(many, tmp_path, where, jobs):
+    archive, items = many
+    folder, cwd = tmp_path / "unpacked", tmp_path / "work"
+    cwd.mkdir()
+    with zipfile.ZipFile(archive) as handle:
+        handle.extractall(folder)
+    if where == "in both, which are one":
+        cwd = folder
+    lay_traps(folder if where == "beside it" else cwd)
+    done = subprocess.run(
+        [sys.executable, os.path.relpath(folder / "decompress.py", cwd), "--jobs", str(jobs)],
+        env={**os.environ, "VQCOMP_NO_PIP": "1", "OUTPUT_DIR": str(tmp_path / "out")},
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "TRAP" not in done.stderr
+    check_files(tmp_path / "out", items)
+
+
+def test_pip_runs_no_file_that_lies_around(unpacked, tmp_path):
+    folder, _ = unpacked("adaptive")
+    (tmp_path / "work").mkdir()
+    lay_traps(tmp_path / "work")
+    done = run(folder, tmp_path / "work", without=["numpy"], VQCOMP_NO_PIP="0", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert done.returncode == 1
+    assert "installing" in done.stderr and "error: NumPy is missing" in done.stderr
+    assert "TRAP" not in done.stderr
 
 
 USELESS_TORCH = """

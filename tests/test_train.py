@@ -2,10 +2,11 @@
 
 import csv
 import dataclasses
+import errno
 import io
-import itertools
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,53 +19,36 @@ import pytest
 from conftest import REPOSITORY, files_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import drifting, ring_config
 
 torch = pytest.importorskip("torch")
 
-from vqcomp.cli import run
-from vqcomp.runtime.config import ModelConfig
-from vqcomp.runtime.errors import InputError, ModelError
-from vqcomp.training.checkpoint import read_checkpoint
-from vqcomp.training.config import parse_settings
-from vqcomp.training.distributed import Group
+from vqcomp.cli import TrainingBar, run
+from vqcomp.runtime.errors import DependencyError, InputError, ModelError
+from vqcomp.training import budget
+from vqcomp.training.checkpoint import FORMAT, read_checkpoint, write_checkpoint
+from vqcomp.training.config import TrainConfig, describe_settings, parse_settings
+from vqcomp.training.distributed import ProcessGroup
+from vqcomp.training.evaluation import evaluate, spans_of
 from vqcomp.training.feed import Feed
-from vqcomp.training.model import FrameGPT, default_copies, default_flags
+from vqcomp.training.model import FrameGPT
 from vqcomp.training.optim import rate_of_step
-from vqcomp.training.trainer import TrainConfig, evaluate, train
+from vqcomp.training.outputs import check_outputs
+from vqcomp.training.record import Moment
+from vqcomp.training.trainer import train
 
-CONFIG = ModelConfig(
-    height=3,
-    width=4,
-    factors=(11,),
-    dim=24,
-    blocks=1,
-    spatial_heads=1,
-    temporal_heads=1,
-    head_dim=8,
-    hidden=32,
-    rank=8,
-    window=4,
-    stack=2,
-    flags=default_flags(4),
-    copies=default_copies(3),
-)
+CONFIG = ring_config()
 SHORT = TrainConfig(
     steps=60, batch=2, frames=8, held_out=12, evaluate_every=20, learning_rate=1e-2, warmup=5, dropout=0
 )
 
 
-def drifting(frames=60, seed=0):
-    """A random picture that moves one column a frame around a ring: predictable from its past alone."""
-    ring = np.random.default_rng(seed).integers(0, 11, (3, 32))
-    return np.stack([ring[:, np.arange(t, t + 4) % 32].reshape(12, 1) for t in range(frames)])
-
-
 def test_training_lowers_the_loss_on_held_out_frames():
     tokens = drifting()
-    untrained = evaluate(FrameGPT(CONFIG), [tokens], 12)
+    untrained = evaluate(FrameGPT(CONFIG), spans_of([tokens], 12))
     result = train([tokens], CONFIG, SHORT)
     assert result.bits_per_token < untrained - 1
-    assert result.bits_per_token == pytest.approx(evaluate(result.model, [tokens], 12))
+    assert result.bits_per_token == pytest.approx(evaluate(result.model, spans_of([tokens], 12)))
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -84,8 +68,17 @@ def test_held_out_frames_are_not_trained_on():
 
 
 def test_training_on_all_frames_returns_the_last_weights():
-    result = train([drifting()], CONFIG, dataclasses.replace(SHORT, steps=7, held_out=0))
-    assert result.step == 7 and math.isfinite(result.bits_per_token)
+    settings = dataclasses.replace(SHORT, steps=7, held_out=0, evaluate_every=3, average=0)
+    result = train([drifting()], CONFIG, settings)
+    assert result.step == 7 and result.spans == ()
+    assert result.bits_per_token == result.rows[-1].training_bits
+    # Without an average the weights are those of the very last step, which a longer training goes through too.
+    seen = {}
+    watched = dataclasses.replace(settings, evaluate_every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget.Budget, "is_due", property(lambda self: seen.setdefault(self.step, True)))
+        again = train([drifting()], CONFIG, watched)
+    assert weights(result) == weights(again) and set(seen) == set(range(1, 8))
 
 
 def weights(result):
@@ -99,7 +92,7 @@ class Killed(Exception):
 
 def kill_at(step):
     def watch(moment):
-        if moment.step == step:
+        if moment.step == step and not moment.is_evaluating:
             raise Killed
 
     return watch
@@ -244,7 +237,7 @@ def test_two_processes_make_the_steps_of_one_that_accumulates(tmp_path):
 
 
 def test_micro_batches_that_processes_cannot_share_are_refused(monkeypatch):
-    monkeypatch.setattr("vqcomp.training.trainer.connect", lambda device: nullcontext(Group(0, 2, device)))
+    monkeypatch.setattr("vqcomp.training.trainer.connect", lambda device: nullcontext(ProcessGroup(0, 2, device)))
     with pytest.raises(InputError, match="2 processes cannot share 3 micro-batches evenly"):
         train([drifting()], CONFIG, dataclasses.replace(SHORT, accumulate=3))
 
@@ -268,15 +261,34 @@ def test_patience_ends_a_training_that_gains_nothing():
     assert result.rows[-1].step >= 6
 
 
-def test_a_time_budget_ends_a_training_and_lowers_the_step_size_with_the_clock(monkeypatch):
-    clock = itertools.count()
-    monkeypatch.setattr("vqcomp.training.trainer.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    result = train([drifting()], CONFIG, dataclasses.replace(SHORT, time=100.0, warmup=0, decay=0.5))
-    seconds = [row.seconds for row in result.rows]
-    assert seconds == sorted(seconds) and 100 <= seconds[-1] < 115
-    assert len(seconds) == 10
-    for row in result.rows:
-        assert row.rate == pytest.approx(max(0, min(1, (100 - row.seconds) / 50)))
+@pytest.mark.parametrize("step", [0.5, 30.0])
+@pytest.mark.parametrize("span", [0.01, 1.0, 40.0])
+def test_a_time_budget_holds_to_within_one_step_and_one_evaluation(monkeypatch, step, span):
+    """Steps and evaluated spans take what they are said to, on a clock of their own."""
+    clock, loss, spent, left = [0.0], FrameGPT.loss, [0.0], []
+
+    def take(self, tokens, skip=0):
+        clock[0] += step if self.training else span
+        spent[0] += 0 if self.training else span
+        return loss(self, tokens, skip)
+
+    def note(step, share, config):
+        left.append((share, clock[0]))
+        return rate_of_step(step, share, config)
+
+    monkeypatch.setattr(FrameGPT, "loss", take)
+    monkeypatch.setattr("vqcomp.training.trainer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("vqcomp.training.trainer.rate_of_step", note)
+    segments = [drifting(seed=seed) for seed in range(10)]
+    result = train(segments, CONFIG, dataclasses.replace(SHORT, time=100.0))
+    evaluation = span * len(result.spans)
+    assert clock[0] <= 100 + step + evaluation
+    assert clock[0] >= 100 - 20 or span == 40
+    # One span that is measured, evaluations that take a fifth of the time, and the last one.
+    assert spent[0] <= span + 20 + evaluation
+    assert 0 < len(result.spans) <= 10 and (span > 0.01 or len(result.spans) == 10)
+    assert result.rows[-1].seconds == pytest.approx(clock[0], abs=0.06)
+    assert all(share == pytest.approx(1 - now / 100) for share, now in left)
 
 
 def test_a_time_budget_of_few_steps_reaches_the_peak_step_size():
@@ -329,6 +341,103 @@ def test_divergence_keeps_the_last_good_checkpoint_and_says_so(tmp_path, monkeyp
     assert weights(resumed) == weights(train([drifting()], CONFIG, settings))
 
 
+@pytest.fixture
+def files_of_at_most(monkeypatch):
+    """Calls it with a number of bytes: longer files cannot be written any more, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one_from_which_a_training_goes_on(
+    tmp_path, files_of_at_most
+):
+    settings = dataclasses.replace(SHORT, steps=6, evaluate_every=2)
+
+    def fill_disk(moment):
+        if moment.step == 2 and not moment.is_evaluating:
+            files_of_at_most(20_000)
+
+    with pytest.raises(InputError, match=r"m\.ckpt: cannot be written: .*m\.ckpt keeps the state after step 2"):
+        train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", watch=fill_disk)
+    assert files_in(tmp_path) == {"m.ckpt", "m.csv"}
+    files_of_at_most(1 << 30)
+    resumed = train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", resume=True)
+    assert weights(resumed) == weights(train([drifting()], CONFIG, settings))
+
+
+@pytest.mark.parametrize("field", ["every=0", "frames=0", "batch=-1", "betas=1,2", "learning_rate=inf"])
+def test_settings_out_of_range_are_named_on_the_command_line(tmp_path, monkeypatch, capsys, field):
+    monkeypatch.chdir(tmp_path)
+    np.save("ring.npy", drifting().reshape(-1, 3, 4))
+    assert run(["train", "ring.npy", "-o", "m.vqm", "--set", field]) == 1
+    assert capsys.readouterr().err.startswith(f"error: training: {field.split('=')[0]} must be ")
+    assert files_in(tmp_path) == {"ring.npy"}
+
+
+def test_too_little_disk_for_checkpoints_is_found_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"m\.ckpt: too little disk: checkpoints take [\d,]+ bytes, 1,000 are free"):
+        train([drifting()], CONFIG, SHORT, out=tmp_path / "m.vqm")
+    assert not files_in(tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_gone_on_from_with_a_note(tmp_path, monkeypatch):
+    settings = dataclasses.replace(SHORT, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("vqcomp.training.checkpoint.__version__", "0.0.7")
+        train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm")
+    lines = []
+    train([drifting()], CONFIG, settings, out=tmp_path / "m.vqm", resume=True, progress=lines.append)
+    assert "note: vqcomp 0.0.7 wrote the checkpoint, this is" in lines[0]
+    with pytest.raises(InputError, match=r"steps was 2, now it is 3.*\(vqcomp 0\.0\.7 wrote it, this is"):
+        train([drifting()], CONFIG, dataclasses.replace(settings, steps=3), out=tmp_path / "m.vqm", resume=True)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    path = tmp_path / "m.ckpt"
+    write_checkpoint(path, {"format": FORMAT + 1, "vqcomp": "9.9"})
+    with pytest.raises(InputError, match=f"checkpoint format {FORMAT + 1}, written by vqcomp 9.9"):
+        read_checkpoint(path, {})
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("folder", r"folder: expected the name of a \.vqm file to write, found a folder: try .*model\.vqm"),
+        ("old.vqm", r"old\.vqm: exists already; -f overwrites it"),
+        ("begun.vqm", r"begun\.ckpt: a training was begun; --resume goes on with it"),
+        ("missing/m.vqm", r"missing: no such folder; make it first"),
+        ("m.csv", r"m\.csv: expected the name of a \.vqm"),
+        ("m" * 300 + ".vqm", "cannot be written: File name too long"),
+        ("read-only.vqm", r"read-only\.vqm: cannot be written: Read-only file system; choose another place"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch, out, message):
+    (tmp_path / "folder").mkdir()
+    for name in ("old.vqm", "begun.ckpt"):
+        (tmp_path / name).touch()
+    if out == "read-only.vqm":
+
+        def refuse(path, mode):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr("vqcomp.training.outputs.open", refuse, raising=False)
+    before = files_in(tmp_path)
+    with pytest.raises(InputError, match=message):
+        check_outputs(tmp_path / out)
+    assert files_in(tmp_path) == before
+
+
+def test_what_exists_may_be_replaced_or_gone_on_with_where_that_is_asked_for(tmp_path):
+    for name in ("old.vqm", "old.ckpt", "begun.ckpt", "begun.csv"):
+        (tmp_path / name).touch()
+    check_outputs(tmp_path / "old.vqm", force=True)
+    check_outputs(tmp_path / "begun.vqm", resume=True)
+    assert files_in(tmp_path) == {"old.vqm", "old.ckpt", "begun.ckpt", "begun.csv"}
+
+
 def test_tensorboard_is_written_where_it_is_installed(tmp_path, monkeypatch):
     written = []
     writer = SimpleNamespace(add_scalar=lambda *a: written.append(a), flush=lambda: None, close=lambda: None)
@@ -357,6 +466,13 @@ def test_settings_come_from_texts():
             parse_settings({name: text})
 
 
+def test_every_setting_is_described_with_the_default_that_it_takes():
+    text = describe_settings()
+    for field in dataclasses.fields(TrainConfig):
+        (value,) = re.findall(rf"^  {field.name}=(\S+)  +\S", text, re.MULTILINE)
+        assert parse_settings({field.name: value}) == {field.name: field.default}
+
+
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(InputError, match="numpy"):
         train([drifting()], CONFIG, SHORT, device="numpy")
@@ -365,21 +481,46 @@ def test_a_device_that_is_not_here_is_refused():
             train([drifting()], CONFIG, SHORT, device="cuda")
 
 
-def test_windows_may_run_backwards_be_mirrored_and_skip_frames():
-    settings = dataclasses.replace(SHORT, steps=3, reverse=1.0, mirror=1.0, stride=1.0, muon_rate=0.01)
-    assert math.isfinite(train([drifting()], CONFIG, settings).bits_per_token)
-
-
-def test_evaluation_does_not_depend_on_its_chunks():
+def test_evaluation_does_not_depend_on_its_spans():
     torch.manual_seed(0)
     model, tokens = FrameGPT(CONFIG), drifting()
-    assert evaluate(model, [tokens], 30, chunk=7) == pytest.approx(evaluate(model, [tokens], 30, chunk=60), rel=1e-5)
+    short, long = (evaluate(model, spans_of([tokens], 30, length)) for length in (7, 60))
+    assert short == pytest.approx(long, rel=1e-5)
 
 
 def test_progress_is_told_at_every_evaluation():
     lines = []
     train([drifting()], CONFIG, dataclasses.replace(SHORT, steps=5, evaluate_every=2), progress=lines.append)
     assert [line.split()[1] for line in lines] == ["2/5", "4/5", "5/5"]
+
+
+@pytest.mark.parametrize("budget", [{"steps": 6, "evaluate_every": 3}, {"time": 0.3}])
+def test_progress_never_goes_back_and_moves_within_evaluations(budget):
+    moments = []
+    train([drifting(60 + 70, seed) for seed in range(3)], CONFIG,
+          dataclasses.replace(SHORT, **budget, held_out=100), watch=moments.append)  # fmt: skip
+    done = [moment.done for moment in moments]
+    assert done == sorted(done) and 0 < done[0] < done[-1] == pytest.approx(1, abs=0.2)
+    if "steps" in budget:
+        assert done[-1] == 1
+        assert [sum(m.is_evaluating for m in moments if m.step == step) for step in range(1, 7)] == [0, 0, 6, 0, 0, 6]
+    within = [moment.done for moment in moments if moment.is_evaluating]
+    assert len(set(within)) == len(within)
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 2), (1e6, 0)])
+def test_where_there_is_no_terminal_a_line_tells_now_and_then_how_far_a_training_is(
+    monkeypatch, capsys, seconds, lines
+):
+    monkeypatch.setattr(TrainingBar, "LINE_SECONDS", seconds)
+    display = TrainingBar(quiet=False)
+    for evaluating in (False, True):
+        display.show(Moment(0.25, 7, 3.0, 5.5, 1000.0, 0, evaluating))
+    display.end()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert said[:1] in ([], ["step 7, 25 % of the training, 5.500 bits/token in training"])
+    assert said[1:] in ([], ["step 7, 25 % of the training, evaluating, 5.500 bits/token in training"])
 
 
 def test_a_loss_that_is_not_finite_is_a_model_error(monkeypatch):
@@ -391,7 +532,8 @@ def test_a_loss_that_is_not_finite_is_a_model_error(monkeypatch):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (drifting(19), "needs 8 frames besides the 12 held out"),
+        (drifting(19), "needs 8 frames besides the 12 held out.*19 in all: try --held-out 11 or --set frames=7"),
+        (drifting(6), "6 in all: try a smaller --held-out and --set frames=N"),
         (drifting()[:, :, 0], "expected integers"),
         (drifting().astype(np.float32), "expected integers"),
         (drifting() + 1, "expected ids"),
@@ -404,5 +546,29 @@ def test_segments_that_do_not_fit_are_refused(tokens, message):
 
 
 def test_no_segments_are_refused():
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="expected at least one segment"):
         train([], CONFIG, SHORT)
+
+
+@pytest.mark.parametrize(("layout", "preset", "held_out"), [("npy", "pico", 75), ("1x", "1x", 4)])
+def test_sample_data_can_be_trained_on_without_further_options(tmp_path, monkeypatch, layout, preset, held_out):
+    monkeypatch.chdir(tmp_path)
+    assert run(["sample-data", "data", "--layout", layout, "-q"]) == 0
+    if layout == "1x":  # a step of it takes seconds
+
+        def loss(self, *rest, **more):
+            return 1 + 0 * sum(parameter.sum() for parameter in self.parameters())
+
+        monkeypatch.setattr(FrameGPT, "loss", loss)
+    assert run(["train", "data", "-o", "m.vqm", "--preset", preset, "--steps", "1", "-T", "1", "-q"]) == 0
+    card = (tmp_path / "m.md").read_text()
+    assert f'"held_out": {held_out},' in card and f"the last {held_out} frames" in card
+
+
+def test_a_torch_that_does_not_work_with_numpy_is_an_error_of_dependencies(monkeypatch):
+    def fail():
+        raise DependencyError("torch 2.2.2 does not work with NumPy 2.4")
+
+    monkeypatch.setattr("vqcomp.training.trainer.load_torch", fail)
+    with pytest.raises(DependencyError, match="does not work with NumPy"):
+        train([drifting()], CONFIG, SHORT)

@@ -13,8 +13,9 @@ from golden import CONFIG, model
 from networks import random_segment
 
 import vqcomp
-from vqcomp.runtime.codec import make_codec
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.errors import DamageError, InputError
+from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.workers import Workers
 
 
@@ -22,8 +23,8 @@ from vqcomp.runtime.workers import Workers
 def codecs(request):
     """The same codec, alone and in two processes."""
     data = model() if request.param == "mixed" else None
-    alone, shared = (make_codec(CONFIG.spec, data, adapt=True, device="numpy", jobs=jobs) for jobs in (1, 2))
-    assert isinstance(shared, Workers) and shared.name == alone.name == request.param
+    alone, shared = (make_codec(CONFIG.spec, data, adapt=True, compute=Compute("numpy", jobs=jobs)) for jobs in (1, 2))
+    assert isinstance(shared, Workers) and shared.group_size == alone.group_size
     yield alone, shared
     shared.close()
 
@@ -51,7 +52,7 @@ def test_errors_in_a_process_are_those_of_the_codec(codecs):
 
 def test_a_process_that_is_killed_is_reported():
     others = multiprocessing.active_children()
-    shared = make_codec(CONFIG.spec, None, jobs=2)
+    shared = make_codec(CONFIG.spec, None, compute=Compute(jobs=2))
     assert shared.encode(groups([1, 1]))
     for process in set(multiprocessing.active_children()) - set(others):
         process.kill()
@@ -62,7 +63,7 @@ def test_a_process_that_is_killed_is_reported():
 
 def test_closing_ends_the_processes():
     others = multiprocessing.active_children()
-    shared = make_codec(CONFIG.spec, None, jobs=2)
+    shared = make_codec(CONFIG.spec, None, compute=Compute(jobs=2))
     assert shared.encode(groups([1, 1]))
     started = set(multiprocessing.active_children()) - set(others)
     shared.close()
@@ -78,7 +79,7 @@ def test_an_archive_of_several_groups_decodes_itself_in_processes(tmp_path):
     shape = (3, CONFIG.height, CONFIG.width)
     data = {f"{i}.npy": random_segment(CONFIG.spec, 3, i).reshape(shape) for i in range(9)}
     vqcomp.compress(data, tmp_path / "one.zip", model="none")
-    vqcomp.compress(data, tmp_path / "two.zip", model="none", jobs=2)
+    vqcomp.compress(data, tmp_path / "two.zip", model="none", compute=Compute(jobs=2))
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     zipfile.ZipFile(tmp_path / "two.zip").extractall(tmp_path / "zip")
     command = [sys.executable, "decompress.py", "--jobs", "2"]

@@ -21,13 +21,16 @@ from vqcomp.cli import run
 from vqcomp.data.onex import open_video, write_synthetic, write_video
 from vqcomp.data.segments import split_ids
 from vqcomp.data.sources import find_segments
-from vqcomp.runtime import files
+from vqcomp.runtime import files, manifest
+from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import DamageError, InputError
 from vqcomp.runtime.exact import make_ops
-from vqcomp.runtime.gpt import self_test
+from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import write_model
+
+NUMPY = Compute("numpy")
 
 VERSIONS = ["v1.1", "v1.0", "v0.0.1"]
 SMALL = {"vocab_size": 1 << 18, "hz": 30}
@@ -122,7 +125,7 @@ def test_no_prediction_crosses_a_boundary(tmp_path):
     (tmp_path / "b/video.bin").write_bytes(changed.tobytes())
     model, streams = small_model(tmp_path / "m.vqm"), []
     for name in ("a", "b"):
-        vqcomp.compress(tmp_path / name, tmp_path / f"{name}.zip", model=model, adapt=False, device="numpy")
+        vqcomp.compress(tmp_path / name, tmp_path / f"{name}.zip", model=model, adapt=False, compute=NUMPY)
         with vqcomp.open(tmp_path / f"{name}.zip") as archive:
             groups = archive.manifest.groups
             handle, start, _ = archive.open_stored("vqcomp/streams.bin")
@@ -135,7 +138,7 @@ def test_no_prediction_crosses_a_boundary(tmp_path):
 
 def test_a_network_codes_two_factors_and_the_zip_restores_itself(tmp_path):
     write_small(tmp_path / "val")
-    vqcomp.compress(tmp_path / "val", tmp_path / "out.zip", model=small_model(tmp_path / "m.vqm"), device="numpy")
+    vqcomp.compress(tmp_path / "val", tmp_path / "out.zip", model=small_model(tmp_path / "m.vqm"), compute=NUMPY)
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
     hide = "import runpy, sys; sys.modules['vqcomp'] = None; sys.argv[:] = ['decompress.py', '--device', 'numpy']; "
@@ -184,7 +187,7 @@ def test_one_file_or_one_clip_can_be_restored(tmp_path, capsys):
         assert contents(tmp_path / "one" / name) == {name: (tmp_path / "val" / name).read_bytes()}
     assert vqcomp.decompress(tmp_path / "out.zip", tmp_path / "clip", only=["video.bin#2"]) == ["video.bin#2"]
     np.testing.assert_array_equal(np.load(tmp_path / "clip/video.bin#2"), ids[5:])
-    with pytest.raises(InputError, match="no segment 'video'"):
+    with pytest.raises(InputError, match="no video in the archive"):
         vqcomp.decompress(tmp_path / "out.zip", tmp_path / "none", only=["video"])
     assert not (tmp_path / "none").exists()
     with vqcomp.open(tmp_path / "out.zip") as archive:
@@ -225,7 +228,7 @@ def test_a_damaged_file_is_named_and_the_others_are_restored(tmp_path):
     vqcomp.compress(tmp_path / "val", tmp_path / "out.zip", model="none")
     with vqcomp.open(tmp_path / "out.zip") as archive:
         flip(tmp_path / "out.zip", "vqcomp/files.bin", archive.kept[1].offset + archive.kept[1].stored // 2)
-    with pytest.raises(DamageError, match=r"1 of 4 segments.*\n.*metadata\.json: "):
+    with pytest.raises(DamageError, match=r"1 of 4 files.*\n.*metadata\.json: "):
         vqcomp.decompress(tmp_path / "out.zip", tmp_path / "back")
     expected = contents(tmp_path / "val")
     del expected["metadata.json"]
@@ -237,15 +240,15 @@ def test_a_damaged_file_is_named_and_the_others_are_restored(tmp_path):
 def test_a_damaged_clip_takes_its_file_along_but_not_the_other_clips(tmp_path):
     ids = write_small(tmp_path / "val")
     model = small_model(tmp_path / "m.vqm")
-    vqcomp.compress(tmp_path / "val", tmp_path / "out.zip", model=model, adapt=False, device="numpy")
+    vqcomp.compress(tmp_path / "val", tmp_path / "out.zip", model=model, adapt=False, compute=NUMPY)
     with vqcomp.open(tmp_path / "out.zip") as archive:
         flip(tmp_path / "out.zip", "vqcomp/streams.bin", archive.manifest.groups[1].offset)
     with pytest.raises(DamageError, match=r"1 of 4.*\n.*video\.bin: .*video\.bin#1: its stream's checksum"):
-        vqcomp.decompress(tmp_path / "out.zip", tmp_path / "back", device="numpy")
+        vqcomp.decompress(tmp_path / "out.zip", tmp_path / "back", compute=NUMPY)
     expected = contents(tmp_path / "val")
     del expected["video.bin"]
     assert contents(tmp_path / "back") == expected
-    vqcomp.decompress(tmp_path / "out.zip", tmp_path / "clip", only=["video.bin#2"], device="numpy")
+    vqcomp.decompress(tmp_path / "out.zip", tmp_path / "clip", only=["video.bin#2"], compute=NUMPY)
     np.testing.assert_array_equal(np.load(tmp_path / "clip/video.bin#2"), ids[5:])
 
 
@@ -263,7 +266,7 @@ def test_a_damaged_clip_takes_its_file_along_but_not_the_other_clips(tmp_path):
 def test_a_manifest_with_impossible_files_is_refused(tmp_path, change):
     from hashlib import sha256
 
-    from vqcomp.runtime import archive as format
+    from vqcomp.runtime import layout as format
     from vqcomp.runtime.errors import ArchiveError
 
     vqcomp.compress({"a.npy": tokens((2, 3, 4))}, tmp_path / "a.zip", model="none")
@@ -272,7 +275,7 @@ def test_a_manifest_with_impossible_files_is_refused(tmp_path, change):
     del table["check"]
     body = json.dumps({**table, **change}, separators=(",", ":")).encode()[:-1]
     with pytest.raises(ArchiveError):
-        format.parse_manifest(body + format.CHECK.format(sha256(body).hexdigest()).encode())
+        manifest.parse(body + manifest.CHECK.format(sha256(body).hexdigest()).encode())
 
 
 def test_a_file_that_unpacks_to_more_than_it_should_is_refused_early(tmp_path):

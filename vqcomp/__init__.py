@@ -6,9 +6,11 @@ with vqcomp.open("out.zip") as archive:
     tokens = archive["drive/0001.npy"]
 """
 
-from .api import Summary, check, compress, decompress, evaluate
+from .api import check, compress, decompress, evaluate
 from .api import open_archive as open
 from .archive.reader import Archive
+from .archive.summary import Summary
+from .runtime.compute import Compute
 from .runtime.errors import (
     ArchiveError,
     DamageError,
@@ -25,6 +27,7 @@ from .version import __version__
 __all__ = [
     "Archive",
     "ArchiveError",
+    "Compute",
     "DamageError",
     "DependencyError",
     "FormatError",

@@ -1,36 +1,35 @@
-"""Which model codes which tokens: the shipped models, and the choice of what makes the whole zip smallest."""
+"""Which model codes which data: all of the choosing.
+
+Each candidate codes a sample of the data, which tells what the whole zip would take: payload, weights and decoder.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .archive.writer import runtime_archive
-from .data import hub
+from .archive.packing import roots, runtime_archive
 from .data.segments import Segment
-from .runtime.codec import make_codec
-from .runtime.errors import InputError, ModelError, VqcompError
-from .runtime.main import Reporter
+from .model_files import ModelFile, find_models
+from .runtime.compute import Compute
+from .runtime.errors import DependencyError, InputError, ModelError
+from .runtime.kinds import ADAPTIVE, Kind, kind_of, make_codec
+from .runtime.progress import Progress
 from .runtime.spec import TokenSpec
-from .runtime.weights import read_config
+from .training import torch_ready
+
+if TYPE_CHECKING:
+    from .training.record import Moment
 
 SAMPLE_SHARE = 16
 SAMPLE_TOKENS = (1 << 16, 1 << 20)
 """A sample is a 16th of the data, within these bounds: what learns as it codes looks worse on short samples."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model file: its name, its bytes (.vqm), and the tokens that it predicts."""
-
-    name: str
-    data: bytes = field(repr=False)
-    spec: TokenSpec
+Segments = Mapping[TokenSpec, Sequence[Segment]]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -47,121 +46,153 @@ class Estimate:
         return self.payload + self.weights + self.runtime
 
 
-def models_folder() -> Path:
-    """Where the shipped models lie: in the package if installed from a wheel, else at the top of the checkout."""
-    inside = Path(__file__).parent / "models"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "models"
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses among models for these segments, by spec. `adapt`: whether a model learns while it codes, too."""
+
+    segments: Segments
+    adapt: bool
+    compute: Compute
+    progress: Progress
+    report: Report
+
+    def choose(
+        self, wanted: str | os.PathLike[str], train: float | None = None, folder: Path = Path()
+    ) -> ModelFile | None:
+        """The model that `wanted` names or, for "auto", the one that makes the zip smallest; None for no network.
+
+        train: with "auto", seconds in which a network is trained on these very data; it is weighed, too. Its temporary
+        files are in `folder`. Raises InputError, ModelError.
+        """
+        if os.fspath(wanted) == "auto":
+            chosen = self._smallest(find_models(wanted), train, folder)
+        else:
+            chosen = next(iter(find_models(wanted)), None)
+            if chosen:
+                self._require_fit(chosen)
+        self.report(f"model: {chosen.name if chosen else 'none'}")
+        return chosen
+
+    def _smallest(self, models: Sequence[ModelFile], train: float | None, folder: Path) -> ModelFile | None:
+        chosen, estimates = self.weigh(models)
+        weighed = list(models)
+        if train is not None:
+            totals = {e.model: e.total for e in estimates}
+            own = self._train(chosen, [m for m in models if m.name in totals], totals, train, folder)
+            mine, more = self.weigh(own)
+            estimates += [e for e in more if e.model not in totals]
+            weighed += own
+            if mine and (not chosen or more[-1].total < totals[chosen.name]):
+                chosen = mine
+        for line in _table(estimates):
+            self.report(line)
+        for name in sorted({m.name for m in weighed if m.spec in self.segments} - {e.model for e in estimates}):
+            self.report(f"{name} was not weighed: its weights alone take more than the raw tokens")
+        if models and not any(m.spec in self.segments for m in models):
+            self.report("no shipped model fits these tokens")
+        return chosen
+
+    def weigh(self, models: Sequence[ModelFile]) -> tuple[ModelFile | None, list[Estimate]]:
+        """The model that makes the whole zip smallest, or None for no network, and the estimates behind it.
+
+        An archive holds one model, since a model fits one spec.
+        """
+        best, gain, estimates = None, 0, []
+        # Where the weights alone take more than the raw tokens there is nothing to weigh.
+        models = [m for m in models if m.spec in self.segments and len(m.data) < self._raw_bytes(m.spec)]
+        for spec in dict.fromkeys(m.spec for m in models):
+            plain = self._estimate(spec, None)
+            estimates.append(plain)
+            for model in (m for m in models if m.spec == spec):
+                coded = self._estimate(spec, model)
+                estimates.append(coded)
+                if plain.total - coded.total > gain:
+                    best, gain = model, plain.total - coded.total
+        return best, estimates
+
+    def _estimate(self, spec: TokenSpec, model: ModelFile | None) -> Estimate:
+        segments, name, data = self.segments[spec], model.name if model else "none", model.data if model else None
+        codec = make_codec(spec, data, adapt=self.adapt, compute=replace(self.compute, jobs=1))
+        # From all over the data, as many segments as the adaptive codec codes together: it learns as much as it would.
+        count = min(len(segments), 8)
+        chosen = [segments[i * len(segments) // count] for i in range(count)]
+        least, most = SAMPLE_TOKENS
+        budget = min(max(least, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
+        frames = -(-budget // (count * spec.positions))
+        sample = [segment.tokens_of(spec)[:frames] for segment in chosen]
+        groups = [sample[i : i + codec.group_size] for i in range(0, count, codec.group_size)]
+        tokens = sum(prod(array.shape[:2]) for array in sample)
+        self.progress.begin(f"trying {name}", count, tokens)
+        coded = sum(len(s) for s in codec.encode(groups, lambda n: self.progress.advance(0, n)))
+        self.progress.end()
+        codec.close()
+        payload = coded * sum(s.tokens for s in segments) // tokens
+        return Estimate(name, payload, len(data or b""), self._runtime(kind_of(model is not None, self.adapt)))
+
+    def _runtime(self, kind: Kind) -> int:
+        """Bytes of the decoder; it needs the learner, too, if other tokens are coded by it whatever the model."""
+        kinds = {kind, ADAPTIVE} if len(self.segments) > 1 else {kind}
+        return len(runtime_archive(roots(kinds, files=False, workers=False)))
+
+    def _raw_bytes(self, spec: TokenSpec) -> int:
+        return sum(s.tokens for s in self.segments[spec]) * spec.bits // 8
+
+    def _train(
+        self,
+        chosen: ModelFile | None,
+        models: Sequence[ModelFile],
+        totals: Mapping[str, int],
+        seconds: float,
+        folder: Path,
+    ) -> list[ModelFile]:
+        """A network that was trained on the data; none if that fails, which is no reason not to compress them.
+
+        It starts from the model with the smallest estimate, unless the data pay for a much larger network.
+        """
+        by_tokens = {spec: sum(s.tokens for s in segments) for spec, segments in self.segments.items()}
+        spec = chosen.spec if chosen else max(by_tokens, key=lambda spec: by_tokens[spec])
+        start = min((m for m in models if m.spec == spec), key=lambda m: totals[m.name], default=None)
+        tokens, done = by_tokens[spec], 0
+
+        def watch(moment: Moment) -> None:
+            nonlocal done
+            self.progress.advance(0, int(moment.done * tokens) - done)
+            done = int(moment.done * tokens)
+
+        self.progress.begin("training", len(self.segments[spec]), tokens)
+        try:
+            with torch_ready(self.compute.threads):
+                from .training.fit import Start, fit_to
+
+                data = fit_to(
+                    self.segments[spec],
+                    spec,
+                    seconds,
+                    Start(start.name, start.data) if start else None,
+                    folder,
+                    device="cpu" if self.compute.device == "numpy" else self.compute.device,
+                    report=self.report,
+                    watch=watch,
+                )
+        except (InputError, ModelError, DependencyError) as error:
+            self.report(f"no network was trained on the data: {error}")
+            return []
+        finally:
+            self.progress.end()
+        return [ModelFile("trained on the data", data, spec)]
+
+    def _require_fit(self, model: ModelFile) -> None:
+        """Raise InputError if no segment has tokens that the model predicts."""
+        if model.spec not in self.segments:
+            found = ", ".join(f"{s.height}x{s.width} of {s.vocabulary} ids" for s in self.segments)
+            want = f"{model.spec.height}x{model.spec.width} of {model.spec.vocabulary} ids"
+            raise InputError(
+                f"model {model.name}: it predicts frames of {want}, the data have {found}; use --model auto"
+            )
 
 
-@lru_cache
-def shipped_models() -> Mapping[str, Model]:
-    """Every shipped model by name."""
-    return {path.stem: read_model_file(path) for path in sorted(models_folder().glob("*.vqm"))}
-
-
-def read_model_file(path: Path) -> Model:
-    """Raises ModelError, naming the file."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return Model(path.stem, data, read_config(data)[0].spec)
-    except VqcompError as error:
-        raise ModelError(f"{path}: {error}") from error
-
-
-def find_models(choice: str | os.PathLike[str]) -> list[Model]:
-    """The candidates for "auto" (all that ship), "none", the name of a shipped model, the path of a .vqm or hf://...
-
-    Raises ModelError.
-    """
-    name = os.fspath(choice)
-    if name == "none":
-        return []
-    if name == "auto":
-        return list(shipped_models().values())
-    if name in shipped_models():
-        return [shipped_models()[name]]
-    if name.startswith(hub.SCHEME):
-        return [read_model_file(hub.local(name, "model"))]
-    if not Path(name).is_file():
-        names = ", ".join(["auto", "none", *shipped_models()])
-        raise ModelError(f"no model {name!r}: expected one of {names}, the path of a .vqm file or hf://...")
-    return [read_model_file(Path(name))]
-
-
-def model_name(sha256: str) -> str | None:
-    """Name of the shipped model with this hash, if there is one."""
-    return next((m.name for m in shipped_models().values() if hashlib.sha256(m.data).hexdigest() == sha256), None)
-
-
-def choose(
-    models: Sequence[Model],
-    segments: Mapping[TokenSpec, Sequence[Segment]],
-    *,
-    adapt: bool,
-    device: str,
-    threads: int | None,
-    progress: Reporter,
-) -> tuple[Model | None, list[Estimate]]:
-    """The model that makes the whole zip smallest, or None for no network, and the estimates behind it.
-
-    Codes a sample of the segments of each spec that a model fits, by the model and by the adaptive codec, and
-    extrapolates; weights and runtime are counted. An archive holds one model, since a model fits one spec.
-    """
-    best, gain, estimates = None, 0, []
-    # Where the weights alone take more than the raw tokens there is nothing to weigh.
-    models = [m for m in models if m.spec in segments and len(m.data) < _raw_bytes(segments[m.spec], m.spec)]
-    for spec in dict.fromkeys(m.spec for m in models):
-        # What else the archive needs: the adaptive codec, if some tokens are coded by it whatever the model.
-        others = {"adaptive"} if len(segments) > 1 else set()
-        plain = Estimate("none", *_cost(segments[spec], spec, None, adapt, others, device, threads, progress))
-        estimates.append(plain)
-        for model in (m for m in models if m.spec == spec):
-            coded = Estimate(model.name, *_cost(segments[spec], spec, model, adapt, others, device, threads, progress))
-            estimates.append(coded)
-            if plain.total - coded.total > gain:
-                best, gain = model, plain.total - coded.total
-    return best, estimates
-
-
-def _raw_bytes(segments: Sequence[Segment], spec: TokenSpec) -> int:
-    return sum(s.tokens for s in segments) * (spec.vocabulary - 1).bit_length() // 8
-
-
-def _cost(
-    segments: Sequence[Segment],
-    spec: TokenSpec,
-    model: Model | None,
-    adapt: bool,
-    others: set[str],
-    device: str,
-    threads: int | None,
-    progress: Reporter,
-) -> tuple[int, int, int]:
-    """(payload, weights, runtime) in bytes."""
-    data = model.data if model else None
-    codec = make_codec(spec, data, adapt=adapt, device=device, threads=threads)
-    # From all over the data, as many segments as the adaptive codec codes together: it learns as much as it would.
-    count = min(len(segments), 8)
-    chosen = [segments[i * len(segments) // count] for i in range(count)]
-    least, most = SAMPLE_TOKENS
-    budget = min(max(least, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
-    frames = -(-budget // (count * spec.positions))
-    sample = [segment.tokens_of(spec)[:frames] for segment in chosen]
-    groups = [sample[i : i + codec.group_size] for i in range(0, count, codec.group_size)]
-    tokens = sum(prod(array.shape[:2]) for array in sample)
-    progress.begin(f"trying {model.name if model else 'none'}", count, tokens)
-    coded = sum(len(s) for s in codec.encode(groups, lambda n: progress.advance(0, n // len(spec.factors))))
-    progress.end()
-    payload = coded * sum(s.tokens for s in segments) // tokens
-    return payload, len(data or b""), len(runtime_archive(frozenset(others | {codec.name})))
-
-
-def require_fit(model: Model, segments: Mapping[TokenSpec, Sequence[Segment]]) -> None:
-    """Raise InputError if no segment has tokens that the model predicts."""
-    if model.spec not in segments:
-        found = ", ".join(f"{s.height}x{s.width} of {s.vocabulary} ids" for s in segments)
-        want = f"{model.spec.height}x{model.spec.width} of {model.spec.vocabulary} ids"
-        raise InputError(f"model {model.name}: it predicts frames of {want}, the data have {found}; use --model auto")
+def _table(estimates: Sequence[Estimate]) -> Iterator[str]:
+    if estimates:
+        yield f"{'model':24}{'payload':>15}{'weights':>13}{'runtime':>10}{'zip, estimated':>18}"
+    for e in estimates:
+        yield f"{e.model:24}{e.payload:15,}{e.weights:13,}{e.runtime:10,}{e.total:18,}"

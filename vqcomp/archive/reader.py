@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-import bz2
+import lzma
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 
-from ..runtime import archive
-from ..runtime.archive import Reader, Segment
-from ..runtime.errors import DamageError, FormatError, InputError
-from ..runtime.files import Kept, Raw, contents
+from ..runtime import layout
+from ..runtime.compute import Compute
+from ..runtime.errors import ArchiveError, DamageError, FormatError, InputError
+from ..runtime.files import contents
+from ..runtime.manifest import Kept, Segment
+from ..runtime.reader import Reader
+from .packing import is_whole
 
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError, RuntimeError,
+    ValueError, OverflowError,
+)  # fmt: skip
+"""What zipfile raises for zips that are damaged, cut short, encrypted or of an unknown method."""
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Turn all that zipfile can raise into DamageError."""
+    try:
+        yield
+    except ArchiveError:
+        raise
+    except _ERRORS as error:
+        raise DamageError(f"{what} is damaged: {error}") from error
 
 
 class Archive(Reader, Mapping[str, np.ndarray]):
@@ -27,23 +46,23 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     Opening runs no model. Raises FormatError, DamageError or UnsafeNameError, and InputError where nothing can be read.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None, jobs: int = 1
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], compute: Compute | None = None) -> None:
         self._zip: zipfile.ZipFile | None = None
         if not os.path.isdir(path):
             try:
-                self._zip = zipfile.ZipFile(path)
+                with open(path, "rb"):
+                    pass
             except OSError as error:
                 raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-            except _ZIP_ERRORS as error:
+            try:
+                self._zip = zipfile.ZipFile(path)
+            except _ERRORS as error:
                 raise FormatError(
                     f"{path}: expected a zip written by vqcomp, found another file or half of one: {error}"
                 ) from error
-        self._kept: tuple[int, dict[str, np.ndarray]] = (-1, {})
-        self._lost: dict[str, str] = {}
+        self._recent: tuple[int, dict[str, np.ndarray], dict[str, str]] = (-1, {}, {})
         try:
-            super().__init__(path, device=device, threads=threads, jobs=jobs)
+            super().__init__(path, compute)
         except BaseException:
             if self._zip:
                 self._zip.close()
@@ -66,17 +85,23 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         """The array of one segment. Raises KeyError, or DamageError. Segments of the same stream are kept at hand."""
         group = self._segments[name].group
-        if self._kept[0] != group:
+        if self._recent[0] != group:
             members = [self.segments[i].name for i in self.manifest.groups[group].segments]
-            self._lost = {}
-            self._kept = (group, dict(self.decode(members, damaged=self._lost)))
-        if name in self._lost:
-            raise DamageError(f"{self.path}: segment {name!r}: {self._lost[name]}")
-        return self._kept[1][name].copy()
+            lost: dict[str, str] = {}
+            self._recent = (group, dict(self.decode(members, damaged=lost)), lost)
+        _, arrays, lost = self._recent
+        if name in lost:
+            raise DamageError(f"{self.path}: segment {name}: {lost[name]}")
+        return arrays[name].copy()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
         return self.manifest.segments
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """Files that are kept byte for byte."""
+        return self.manifest.kept
 
     @property
     def tokens(self) -> int:
@@ -86,19 +111,8 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     @property
     def raw_bytes(self) -> int:
         """Size of all tokens at ceil(log2 vocabulary) bits each, 10 for commaVQ, and of the files kept as they are."""
-        specs, groups = self.manifest.specs, self.manifest.groups
-        bits = sum(s.tokens * (specs[groups[s.group].spec].vocabulary - 1).bit_length() for s in self.segments)
+        bits = sum(s.tokens * self.manifest.coding(s).spec.bits for s in self.segments)
         return -(-bits // 8) + sum(f.size for f in self.kept)
-
-    @property
-    def kept(self) -> tuple[Kept, ...]:
-        """Files that are kept byte for byte."""
-        return self.manifest.extras.kept if self.manifest.extras else ()
-
-    @property
-    def raw(self) -> tuple[Raw, ...]:
-        """Files that segments make up."""
-        return self.manifest.extras.raw if self.manifest.extras else ()
 
     def contents(self, file: Kept) -> Iterator[bytes]:
         """The bytes of a kept file in pieces. Raises DamageError, at the end at the latest."""
@@ -109,19 +123,17 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         if self._zip:
             entries = {info.filename: info.compress_size for info in self._zip.infolist()}
             return {**entries, "total": self.path.stat().st_size}
-        names = (archive.BOOTSTRAP, archive.RUNTIME, archive.MODEL, archive.STREAMS, archive.FILES, archive.MANIFEST)
-        entries = {name: (self.path / name).stat().st_size for name in names if (self.path / name).exists()}
+        entries = {name: (self.path / name).stat().st_size for name in layout.ENTRIES if (self.path / name).exists()}
         return {**entries, "total": sum(entries.values())}
 
     def check_entries(self) -> None:
-        """Check every entry, the runtime too, against the zip's own CRC, or bzip2's in a folder. Raises DamageError."""
+        """Check every entry, the decoder too, against the zip's own CRC, or bzip2's in a folder. Raises DamageError."""
         if not self._zip:
-            try:
-                bz2.decompress(self.read(archive.RUNTIME, archive.MANIFEST_LIMIT))
-            except (OSError, ValueError, FormatError) as error:
-                raise DamageError(f"{self.path}: {archive.RUNTIME} is damaged or missing: {error}") from error
+            path = self.path / layout.RUNTIME
+            if not path.is_file() or not is_whole(path.read_bytes()):
+                raise DamageError(f"{self.path}: {layout.RUNTIME} is damaged or missing")
         for info in self._zip.infolist() if self._zip else ():
-            try:
+            with _damage(f"{self.path}: {info.filename}"):
                 with self._open(info) as handle:
                     while handle.read(1 << 20):
                         pass
@@ -132,17 +144,12 @@ class Archive(Reader, Mapping[str, np.ndarray]):
                     inflate.decompress(self._streams.read(info.compress_size))
                     if not inflate.eof or inflate.unused_data:
                         raise zipfile.BadZipFile("the deflated data do not end where they should")
-            except _ZIP_ERRORS as error:
-                raise DamageError(f"{self.path}: {info.filename} is damaged: {error}") from error
 
     def read(self, entry: str, limit: int) -> bytes:
         if not self._zip:
             return super().read(entry, limit)
-        try:
-            with self._open(self._info(entry)) as handle:
-                data = handle.read(limit + 1)
-        except _ZIP_ERRORS as error:
-            raise DamageError(f"{entry} is damaged: {error}") from error
+        with _damage(entry), self._open(self._info(entry)) as handle:
+            data = handle.read(limit + 1)
         if len(data) > limit:
             raise FormatError(f"{entry}: expected at most {limit} bytes")
         return data
@@ -155,7 +162,10 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         info = self._info(entry)
         if info.compress_type != zipfile.ZIP_STORED:
             raise FormatError(f"{info.filename}: expected to be stored, found compressed; unzip it and open the folder")
-        start = self._data_start(info)
+        with _damage(entry):
+            start = self._data_start(info)
+            if start + info.file_size > os.path.getsize(self.path):
+                raise zipfile.BadZipFile(f"the zip ends before its {info.file_size:,} bytes do")
         return open(self.path, "rb"), start, info.file_size
 
     def _data_start(self, info: zipfile.ZipInfo) -> int:
@@ -164,7 +174,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
             handle.seek(info.header_offset)
             header = handle.read(30)
         if header[:4] != b"PK\3\4" or len(header) < 30:
-            raise DamageError(f"{info.filename}: its header in the zip is damaged")
+            raise zipfile.BadZipFile("its header in the zip")
         return info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
 
     def _info(self, entry: str) -> zipfile.ZipInfo:
@@ -174,6 +184,8 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         except KeyError as error:
             raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
 
-    def _open(self, info: zipfile.ZipInfo) -> Any:
+    def _open(self, info: zipfile.ZipInfo) -> zipfile.ZipExtFile:
         assert self._zip
-        return self._zip.open(info)
+        handle = self._zip.open(info)
+        assert isinstance(handle, zipfile.ZipExtFile)
+        return handle

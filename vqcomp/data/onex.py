@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ..runtime.disk import make_folder, replacing
 from ..runtime.errors import InputError
-from ..runtime.main import make_folder, replacing
 from ..runtime.spec import TokenSpec
 from .segments import VOCABULARY_LIMIT, Segment
 

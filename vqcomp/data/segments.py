@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..runtime.archive import TOKENS_LIMIT, check_name
 from ..runtime.errors import InputError, UnsafeNameError
+from ..runtime.layout import TOKENS_LIMIT
+from ..runtime.names import check_name
 from ..runtime.spec import TokenSpec
 
 COMMAVQ = TokenSpec(8, 16, (1024,))

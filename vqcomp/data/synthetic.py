@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..runtime.disk import make_folder, replacing
 from ..runtime.errors import InputError
-from ..runtime.main import make_folder, replacing
 
 
 def synthetic_segment(frames: int, seed: int) -> np.ndarray:

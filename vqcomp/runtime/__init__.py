@@ -1,1 +1,1 @@
-"""All that decoding needs, and nothing else: these files travel inside every archive, verbatim."""
+"""All that decoding needs, and nothing else: these files travel inside every archive, stripped."""

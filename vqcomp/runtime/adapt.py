@@ -16,29 +16,27 @@ from typing import Any, Protocol
 import numpy as np
 
 from .background import Background
-from .codec import Codec, Progress, lockstep
-from .coder import Decoder, Encoder
+from .codec import Advance, Codec, lockstep
+from .coder import Decoder
+from .compute import Compute
 from .errors import DamageError, InputError
 from .mixing import Given, TreeMixer
 from .online import VOCABULARY_MAX
 from .spec import TokenSpec
+from .uniform import decode_uniform, encode_uniform, modelled
 
-GROUP_SIZE = 8
-"""Most segments that learn together."""
+GROUP_SIZE, GROUP_LIMIT = 8, 64
+"""Segments that learn together: what is usual, and the most."""
 WEIGHTS_MAX = 1 << 20
 """Most probabilities of tokens that a frame of a group may take, in arrays of (P, V)."""
 POSITIONS_MAX = 1 << 18
 """Positions of a group's frame up to which all sums are proven exact. Larger frames are coded uniformly."""
 REPORT = 16
 """Frames between calls of progress."""
-LEARNED, UNIFORM = np.array([0]), np.array([1])
-"""How a stream's tokens are coded: its first decision."""
-RARE = np.array([1])
-"""The probability of UNIFORM, 2^-16."""
 
 
 class Network(Protocol):
-    """A trained network that predicts frames: see `gpt.FramePredictor`."""
+    """A trained network that predicts frames: see `mixed.FramePredictor`."""
 
     engine: Any
     """An `Engine`, named here without an import: archives of what learns alone need not carry it."""
@@ -51,6 +49,11 @@ class Network(Protocol):
         ...
 
 
+def make(spec: TokenSpec, model: None, compute: Compute) -> AdaptiveCodec:
+    """The codec for tokens of `spec` by learning alone. (Other kinds of codec need the model, and what computes it.)"""
+    return AdaptiveCodec(spec)
+
+
 class AdaptiveCodec(Codec):
     """Codec (see codec.py) that learns. The tables of a group take at most 256 MiB, untouched at first.
 
@@ -59,37 +62,36 @@ class AdaptiveCodec(Codec):
 
     def __init__(self, spec: TokenSpec, network: Network | None = None):
         self.spec, self.network = spec, network
-        self.name = "mixed" if network else "adaptive"
         largest = WEIGHTS_MAX // (spec.positions * min(max(spec.factors), VOCABULARY_MAX))
         self.group_size = max(1, min(GROUP_SIZE, largest, POSITIONS_MAX // spec.positions))
+        self.group_limit = max(self.group_size, min(GROUP_LIMIT, POSITIONS_MAX // spec.positions))
         # There the network predicts the next frame, while the mixers learn from the last one.
         self._background = Background()
 
-    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
+    def encode(self, groups: Sequence[Sequence[np.ndarray]], advance: Advance | None = None) -> list[bytes]:
         """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
-        return [self._encode_group(list(group), progress) for group in groups]
+        return [self._encode_group(list(group), advance) for group in groups]
 
     def decode(
-        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], progress: Progress | None = None
+        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], advance: Advance | None = None
     ) -> list[list[np.ndarray]]:
         """Inverse of `encode`: streams, and each group's lengths T -> each group's int32 segments (T, S, F).
 
         Raises DamageError for a stream that `encode` cannot have made. Other damage gives wrong tokens within range.
         """
-        return [self._decode_group(s, list(f), progress) for s, f in zip(streams, frames, strict=True)]
+        return [self._decode_group(s, list(f), advance) for s, f in zip(streams, frames, strict=True)]
 
     def close(self) -> None:
         self._background.close()
 
-    def _encode_group(self, segments: list[np.ndarray], progress: Progress | None) -> bytes:
+    def _encode_group(self, segments: list[np.ndarray], advance: Advance | None) -> bytes:
         for segment in segments:
             self._check(segment)
-        uniform = self._encode_uniform(segments)
+        uniform = encode_uniform(segments, self.spec.factors)
         if len(segments) * self.spec.positions > POSITIONS_MAX:
             return uniform
         lengths = [len(segment) for segment in segments]
-        encoder = Encoder()
-        encoder.put_bits(LEARNED, RARE)
+        encoder = modelled()
         mixers, given = self._start(segments)
         for members, time, _ in lockstep(lengths):
             frame = np.stack([segments[i][time] for i in members]).astype(np.int64)  # (G, S, F)
@@ -102,17 +104,16 @@ class AdaptiveCodec(Codec):
                 mixer.begin(frame[:, :, :f], now[f])
                 encoder.put_bits(bits.reshape(-1), mixer.predict(0, node).reshape(-1))
                 mixer.update(bits, frame[:, :, f])
-            self._tell(progress, time, len(members), lengths)
+            self._tell(advance, time, len(members), lengths)
         return min(encoder.finish(), uniform, key=len)
 
-    def _decode_group(self, stream: bytes, lengths: list[int], progress: Progress | None) -> list[np.ndarray]:
+    def _decode_group(self, stream: bytes, lengths: list[int], advance: Advance | None) -> list[np.ndarray]:
         decoder = Decoder(stream)
         shape = (self.spec.positions, len(self.spec.factors))
         segments = [np.zeros((length, *shape), np.int32) for length in lengths]
-        if decoder.get_bits(RARE) == UNIFORM:
-            self._decode_uniform(decoder, segments)
-            if progress:
-                progress(sum(segment.size for segment in segments))
+        if decode_uniform(decoder, segments, self.spec.factors):
+            if advance:
+                advance(sum(lengths) * self.spec.positions)
             return segments
         if len(segments) * self.spec.positions > POSITIONS_MAX:
             raise DamageError("expected tokens of so large a frame to be coded uniformly; fetch the archive again")
@@ -135,7 +136,7 @@ class AdaptiveCodec(Codec):
                 mixer.update(bits[f], frame[:, :, f])
             for i, tokens in zip(members, frame, strict=True):
                 segments[i][time] = tokens
-            self._tell(progress, time, len(members), lengths)
+            self._tell(advance, time, len(members), lengths)
         return segments
 
     def _start(self, segments: list[np.ndarray]) -> tuple[list[TreeMixer], list[Given | None]]:
@@ -164,19 +165,6 @@ class AdaptiveCodec(Codec):
 
         return [partial(part, f) for f in range(len(self.spec.factors))]
 
-    def _encode_uniform(self, segments: list[np.ndarray]) -> bytes:
-        encoder = Encoder()
-        encoder.put_bits(UNIFORM, RARE)
-        for f, size in enumerate(self.spec.factors):
-            for segment in segments:
-                encoder.put_uniform(segment[:, :, f].reshape(-1), size)
-        return encoder.finish()
-
-    def _decode_uniform(self, decoder: Decoder, segments: list[np.ndarray]) -> None:
-        for f, size in enumerate(self.spec.factors):
-            for segment in segments:
-                segment[:, :, f] = decoder.get_uniform(size, segment[:, :, f].size).reshape(len(segment), -1)
-
     def _check(self, segment: np.ndarray) -> None:
         shape = (self.spec.positions, len(self.spec.factors))
         if segment.ndim != 3 or segment.shape[1:] != shape or len(segment) == 0:
@@ -184,11 +172,11 @@ class AdaptiveCodec(Codec):
         if (segment < 0).any() or (segment >= np.array(self.spec.factors)).any():
             raise InputError(f"expected ids below the factors {self.spec.factors}, found a negative or a larger one")
 
-    def _tell(self, progress: Progress | None, time: int, members: int, lengths: list[int]) -> None:
+    def _tell(self, advance: Advance | None, time: int, members: int, lengths: list[int]) -> None:
         """Report the tokens of the frames since the last report."""
-        if progress is None:
+        if advance is None:
             return
         if (time + 1) % REPORT == 0 or time + 1 == max(lengths):
             first = time - time % REPORT
             frames = sum(max(0, min(time + 1, length) - first) for length in lengths)
-            progress(frames * self.spec.positions * len(self.spec.factors))
+            advance(frames * self.spec.positions)

@@ -1,4 +1,4 @@
-"""What turns segments into streams and back: by a network, or by a model that learns as it goes."""
+"""What turns segments into streams and back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .spec import TokenSpec
-
-Progress = Callable[[int], None]
-"""Told now and then how many tokens (times factors) are done since it was told last."""
+Advance = Callable[[int], None]
+"""Called with the number of newly coded tokens."""
 
 
 class Codec(Protocol):
@@ -20,19 +18,17 @@ class Codec(Protocol):
     one stream; a call computes its groups as a batch.
     """
 
-    name: str
     group_size: int
-    """Segments in a group."""
+    """Segments in a group, unless the caller has a reason for another number."""
+    group_limit: int
+    """The most segments in a group."""
 
-    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
+    def encode(self, groups: Sequence[Sequence[np.ndarray]], advance: Advance | None = None) -> list[bytes]:
         """One stream for each group: little-endian 32-bit words."""
         ...
 
     def decode(
-        self,
-        streams: Sequence[bytes],
-        frames: Sequence[Sequence[int]],
-        progress: Progress | None = None,
+        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], advance: Advance | None = None
     ) -> list[list[np.ndarray]]:
         """Inverse of `encode`; frames holds the lengths T of each group's segments.
 
@@ -53,44 +49,3 @@ def lockstep(lengths: Sequence[int], chunk: int = 1) -> Iterator[tuple[list[int]
         steps = min(chunk, lengths[order[-1]] - t)
         yield order, t, steps
         t += steps
-
-
-def make_codec(
-    spec: TokenSpec,
-    model: bytes | None,
-    *,
-    adapt: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    jobs: int = 1,
-) -> Codec:
-    """The codec for tokens of `spec`, by its name:
-
-    "gpt"       by the network in `model`, the bytes of a .vqm
-    "mixed"     by that network and what is learned while coding: adapt=True
-    "adaptive"  by the latter alone: model=None
-
-    device and threads: see `exact.make_ops`. jobs: processes that code groups side by side (see workers.py), where the
-    codec learns; a network alone computes groups together. Raises ModelError, DamageError, PlatformError, InputError.
-    """
-    if jobs > 1 and (adapt or model is None):
-        from .workers import Workers
-
-        # Made here too, so that a model or a machine that will not do is found before any process is started.
-        codec = make_codec(spec, model, adapt=adapt, device=device, threads=threads)
-        return Workers(jobs, codec, spec, model, adapt=adapt, device=device, threads=threads)
-    if model is None:
-        from .adapt import AdaptiveCodec
-
-        return AdaptiveCodec(spec)
-    from .exact import make_ops
-    from .gpt import FramePredictor, GPTCodec, make_engine
-    from .weights import read_model
-
-    config, tensors, check = read_model(model)
-    engine = make_engine(spec, config, tensors, make_ops(device, threads), check)
-    if not adapt:
-        return GPTCodec(engine)
-    from .adapt import AdaptiveCodec
-
-    return AdaptiveCodec(spec, FramePredictor(engine))

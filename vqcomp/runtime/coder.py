@@ -7,34 +7,42 @@ partition [0, 2^24); no float decides where they lie.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
-import constriction
 import numpy as np
 
 from .errors import DamageError
 from .exact import Array, NumpyOps, TorchOps
+from .rangecoder import Categorical, RangeDecoder, RangeEncoder, Uniform
 
+CONSTRICTION = "0.5.0"
+"""Its version: streams are what this one writes."""
 PRECISION = 24
 """constriction's default: probabilities are multiples of 2^-24."""
+BIT_PRECISION = 16
+"""Of a bit's probability."""
 GROUP = 32
 LOGIT_BITS = 6
 """Logits are in 1/64 bit."""
 WEIGHT_BITS = 18
 """The largest weight is 2^18, so the sum of a group stays below 2^24."""
 
-_queue = constriction.stream.queue
-_categorical = constriction.stream.model.Categorical(perfect=False)
+
+def find_constriction() -> Any:
+    """constriction's module `stream`; None where the version that the format relies on is not here."""
+    try:
+        if version("constriction") == CONSTRICTION:
+            from constriction import stream
+
+            return stream
+    except ImportError:  # of its metadata, too
+        pass
+    return None
 
 
-def _bit_tables(ones: np.ndarray) -> np.ndarray:
-    """Probabilities of a 1, integers (n,) in 1..65535 -> constriction's tables (n, 2)."""
-    # Weights that are frequencies less one, and sum to 2^24 - 2, are taken as they are.
-    table = np.empty((len(ones), 2))
-    np.multiply(ones, 1 << (PRECISION - 16), out=table[:, 1])
-    np.subtract((1 << PRECISION) - 1, table[:, 1], out=table[:, 0])
-    table[:, 1] -= 1
-    return table
+constriction = find_constriction()
+"""If None, rangecoder.py codes: the same bytes, slower."""
 
 
 def weights(logits: Array, ops: NumpyOps | TorchOps) -> Array:
@@ -71,13 +79,13 @@ class Encoder:
     """Range encoder of one stream."""
 
     def __init__(self) -> None:
-        self._coder = _queue.RangeEncoder()
+        self._coder = constriction.queue.RangeEncoder() if constriction else RangeEncoder()
 
     def put(self, low: np.ndarray, high: np.ndarray) -> None:
         """Code symbols by their intervals [low, high), integers (n,), 1 <= low < high < 2^24."""
         # Three entries, what is left of the symbol, itself and what is right of it, give the bytes of the whole table.
         table = np.stack([low, high - low, (1 << PRECISION) - high], 1) - 1
-        self._coder.encode(np.ones(len(low), np.int32), _categorical, table.astype(np.float32))
+        self._coder.encode(np.ones(len(low), np.int32), _categorical(), table.astype(np.float32))
 
     def put_symbols(self, symbols: np.ndarray, bounds: np.ndarray) -> None:
         """Code symbols (n,) by a table each, bounds (n, size + 1)."""
@@ -85,49 +93,69 @@ class Encoder:
         self.put(bounds[rows, symbols], bounds[rows, symbols + 1])
 
     def put_bits(self, bits: np.ndarray, ones: np.ndarray) -> None:
-        """Code bits (n,), each with the probability of a 1 that ones (n,) gives, integers 1..65535 in 2^-16."""
-        self._coder.encode(bits.astype(np.int32), _categorical, _bit_tables(ones))
+        """Code bits (n,) by the probabilities of a 1, integers (n,) in 1..65535, in 2^-16."""
+        self._coder.encode(np.ascontiguousarray(bits, np.int32), _categorical(), _bit_tables(ones))
 
     def put_uniform(self, symbols: np.ndarray, size: int) -> None:
-        """Code symbols (n,) below `size`, all equally likely."""
-        self._coder.encode(np.ascontiguousarray(symbols, np.int32), constriction.stream.model.Uniform(size))
+        """Code symbols (n,) in 0..size-1, all alike."""
+        self._coder.encode(np.ascontiguousarray(symbols, np.int32), _uniform(size))
 
     def finish(self) -> bytes:
         """The stream: little-endian 32-bit words."""
-        return self._coder.get_compressed().astype("<u4").tobytes()
+        words: np.ndarray = self._coder.get_compressed()
+        return words.astype("<u4").tobytes()
 
 
 class Decoder:
     """Range decoder of one stream. Raises DamageError where the bytes cannot be a stream."""
 
-    def __init__(self, stream: bytes) -> None:
-        if len(stream) % 4:
-            raise DamageError(f"a stream consists of 32-bit words, found {len(stream)} bytes")
-        self._coder = _queue.RangeDecoder(np.frombuffer(stream, "<u4").astype(np.uint32))
+    def __init__(self, data: bytes) -> None:
+        if len(data) % 4:
+            raise DamageError(f"expected a stream of 32-bit words, found {len(data)} bytes; fetch the archive again")
+        words = np.frombuffer(data, "<u4").astype(np.uint32)
+        self._coder = constriction.queue.RangeDecoder(words) if constriction else RangeDecoder(words)
 
     def get_symbols(self, bounds: np.ndarray) -> np.ndarray:
         """Decode one symbol by each table, bounds (n, size + 1) -> int64 (n,) in 0..size-1."""
         rows, width = bounds.shape
         table = np.zeros((rows, width + 1), np.float32)  # a guard, the symbols, a guard
         table[:, 1:-1] = bounds[:, 1:] - bounds[:, :-1] - 1
-        symbols = self._decode(_categorical, table) - 1
-        if symbols.min() < 0 or symbols.max() > width - 2:
-            raise DamageError("a stream decodes to a symbol that is never coded")
+        symbols = self._decode(_categorical(), table) - 1
+        if ((symbols < 0) | (symbols > width - 2)).any():
+            raise DamageError("a stream decodes to a symbol that is never coded; fetch the archive again")
         return symbols
 
     def get_bits(self, ones: np.ndarray) -> np.ndarray:
-        """Decode one bit by each probability, see `Encoder.put_bits` -> int64 (n,)."""
-        return self._decode(_categorical, _bit_tables(ones))
+        """Decode bits by the probabilities of a 1, as in `put_bits` -> int64 (n,)."""
+        return self._decode(_categorical(), _bit_tables(ones))
 
     def get_uniform(self, size: int, n: int) -> np.ndarray:
-        """Decode n symbols below `size`, all equally likely -> int64 (n,)."""
-        return self._decode(constriction.stream.model.Uniform(size), n)
+        """Decode n symbols in 0..size-1, all alike -> int64 (n,)."""
+        return self._decode(_uniform(size), n)
 
-    def _decode(self, *arguments: Any) -> np.ndarray:
+    def _decode(self, model: Any, table: np.ndarray | int) -> np.ndarray:
         try:
-            return self._coder.decode(*arguments).astype(np.int64)
+            symbols: np.ndarray = self._coder.decode(model, table)
         except (ValueError, AssertionError) as error:
-            raise DamageError(f"a stream cannot be decoded: {error}") from error
+            raise DamageError("a stream cannot be decoded: its words are damaged; fetch the archive again") from error
+        return symbols.astype(np.int64, copy=False)
+
+
+def _categorical() -> Any:
+    return constriction.model.Categorical(perfect=False) if constriction else Categorical()
+
+
+def _uniform(size: int) -> Any:
+    return constriction.model.Uniform(size) if constriction else Uniform(size)
+
+
+def _bit_tables(ones: np.ndarray) -> np.ndarray:
+    """Probabilities of a 1 (n,) in 2^-16 -> frequencies less one of a 0 and a 1 (n, 2), which sum to 2^24 - 2."""
+    tables = np.empty((len(ones), 2))
+    np.multiply(ones, 1 << (PRECISION - BIT_PRECISION), out=tables[:, 1])
+    np.subtract((1 << PRECISION) - 1, tables[:, 1], out=tables[:, 0])
+    tables[:, 1] -= 1
+    return tables
 
 
 class Tables:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .arithmetic import ACTIVATION_MAX, EXACT_LIMIT, WEIGHT_MAX
 from .errors import ModelError
 from .spec import TokenSpec
 
 Offset = tuple[int, int, int]
 """(dt, dy, dx): the token dt frames before the frame being predicted, dy rows down, dx columns right."""
-
-EXACT_LIMIT = 1 << 24
-"""Below this every integer is a float32, so sums of integers are exact in any order."""
-ACTIVATION_MAX = 127
-WEIGHT_MAX = 63
 
 
 @dataclass(frozen=True)
@@ -113,16 +109,17 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`, from JSON. Raises ModelError on missing, unknown or impossible values."""
+        """Inverse of `to_dict`, also from JSON. Raises ModelError on missing, unknown or impossible values."""
         names = {f.name for f in fields(cls)}
         if set(values) != names:
             raise ModelError(f"model config: expected the fields {sorted(names)}, found {sorted(values)}")
         try:
-            fields_: dict[str, Any] = {k: v if isinstance(v, list) else int(v) for k, v in values.items()}
-            fields_["factors"] = tuple(int(v) for v in values["factors"])
-            fields_["flags"] = tuple((_offset(a), _offset(b)) for a, b in values["flags"])
-            fields_["copies"] = tuple(_offset(o) for o in values["copies"])
-            config = cls(**fields_)
+            tables = ("factors", "flags", "copies")
+            known: dict[str, Any] = {k: _integer(v) for k, v in values.items() if k not in tables}
+            known["factors"] = tuple(_integer(v) for v in values["factors"])
+            known["flags"] = tuple((_offset(a), _offset(b)) for a, b in values["flags"])
+            known["copies"] = tuple(_offset(o) for o in values["copies"])
+            config = cls(**known)
         except (TypeError, ValueError) as error:
             raise ModelError(f"model config: {error}") from error
         config.check()
@@ -156,5 +153,11 @@ class ModelConfig:
 
 
 def _offset(values: Any) -> Offset:
-    dt, dy, dx = (int(v) for v in values)
+    dt, dy, dx = (_integer(v) for v in values)
     return dt, dy, dx
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"expected an integer, found {value}")
+    return value

@@ -15,27 +15,27 @@ from typing import Any
 
 import numpy as np
 
-from .config import ACTIVATION_MAX, WEIGHT_MAX, ModelConfig, Offset
+from .arithmetic import (
+    ACTIVATION_MAX,
+    GATE_MAX,
+    HIDDEN_MAX,
+    NORM_TARGET,
+    OUTPUT_BIAS_MAX,
+    SCORE_BIAS_MAX,
+    SCORE_RANGE,
+    WEIGHT_MAX,
+)
+from .config import ModelConfig, Offset
 from .errors import ModelError
 from .exact import Array, NumpyOps, TorchOps
 
 Tensors = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """name -> (codes int8 (rows, columns), scale codes int8 (rows,) or (1,)); see `ModelConfig.tensor_shapes`."""
 
-# 2^0, 2^(1/4), 2^(1/2), 2^(3/4) and the square root of 127, each the nearest float32, as bit patterns.
+# 2^0, 2^(1/4), 2^(1/2) and 2^(3/4), each the nearest float32, as bit patterns.
 QUARTERS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], np.uint32).view(np.float32)
-HIDDEN_MAX = float(np.array([0x41344F93], np.uint32).view(np.float32)[0])
-
-NORM_TARGET = 25
-"""Mean absolute value of a normalised row: 127 is then about four standard deviations."""
-LOGIT_UNIT = 64
-"""Logits and gates are in 1/64 bit."""
-GATE_MAX = 1 << 11
-OUTPUT_BIAS_MAX = 1 << 14
-SCORE_BIAS_MAX = 1 << 20
-MASKED = -(1 << 22)
-SCORE_RANGE = 1 << 15
-"""Keys whose score is this far below the best get no weight; an eighth of it is about one nat."""
+MASKED = -(1 << 23)
+"""Bias of a key that is not seen."""
 
 
 def multipliers(scales: np.ndarray) -> np.ndarray:

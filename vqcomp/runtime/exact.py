@@ -12,7 +12,8 @@ import io
 import logging
 import sys
 import warnings
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from functools import lru_cache
 from typing import Any
 
@@ -37,8 +38,9 @@ class NumpyOps:
             raise InputError(f"gemm over NumPy: expected float32 or float64, found {gemm!r}")
         self.gemm = np.dtype(gemm)
 
-    def share(self, shared: bool) -> None:
-        """Whether operations that are called from this thread are shared among several; NumPy decides for itself."""
+    def settings(self, shared: bool = True) -> AbstractContextManager[None]:
+        """Within it, the process is set up for these operations, each on one thread unless `shared`; then as it was."""
+        return nullcontext()
 
     def load(self, array: np.ndarray) -> Array:
         """Host array -> array of this backend, dtype kept."""
@@ -125,7 +127,8 @@ class NumpyOps:
 class TorchOps:
     """The same operations over torch, on the CPU or a GPU."""
 
-    def __init__(self, device: str = "cpu", gemm: str = "float32") -> None:
+    def __init__(self, device: str = "cpu", gemm: str = "float32", threads: int | None = None) -> None:
+        """threads: for the CPU; None leaves torch's own choice. Torch is set up so within `settings` alone."""
         torch = load_torch()
         if gemm not in GEMMS:
             raise InputError(f"gemm: expected one of {GEMMS}, found {gemm!r}")
@@ -135,12 +138,22 @@ class TorchOps:
         self.on_host = self.device.type == "cpu"
         self.gemm = gemm
         self.constants: dict[float, Array] = {}
-        self.threads = torch.get_num_threads()
-        # A product of integers within 8 bits is exact in TF32 as well, but the attention weights are sums of products.
-        torch.backends.cuda.matmul.allow_tf32 = False
+        self.threads = threads
 
-    def share(self, shared: bool) -> None:
-        self.torch.set_num_threads(self.threads if shared else 1)
+    @contextmanager
+    def settings(self, shared: bool = True) -> Iterator[None]:
+        torch, products = self.torch, self.torch.backends.cuda.matmul
+        threads, tf32 = torch.get_num_threads(), not self.on_host and products.allow_tf32
+        torch.set_num_threads((self.threads or threads) if shared else 1)
+        if tf32:
+            # Products of integers within 8 bits are exact in TF32 as well, but the sums of attention are not of such.
+            products.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            if tf32:
+                products.allow_tf32 = True
 
     def load(self, array: np.ndarray) -> Array:
         return self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -266,16 +279,14 @@ def make_ops(device: str = "auto", threads: int | None = None, gemm: str = "floa
     except DependencyError as error:
         if device.startswith("cuda") or gemm == "int8":
             raise DependencyError(f"device {device!r} needs torch: {error}") from error
-        if "torch" in sys.modules:
+        if sys.modules.get("torch"):
             logging.getLogger("vqcomp").warning("note: %s; NumPy does the computing instead", error)
         return NumpyOps(gemm)
-    if threads:
-        torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: torch finds no CUDA GPU here; use --device cpu")
     try:
-        return TorchOps(device, gemm)
+        return TorchOps(device, gemm, threads)
     except RuntimeError as error:
         raise InputError(f"device {device!r}: expected auto, numpy, cpu or cuda[:n] ({error})") from error

@@ -11,76 +11,19 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
-from .archive import FILES, Reader, as_column, as_int
 from .errors import ArchiveError, DamageError
+from .layout import FILES
+from .manifest import Kept, Raw
+from .reader import Reader
 
 Save = Callable[[str, Callable[[BinaryIO], object]], None]
 PIECE = 1 << 20
 MEMORY_LIMIT = 1 << 28
 """Bytes that decompressing may take: an archive's files need a tenth of it."""
-
-
-class Kept(NamedTuple):
-    """A file of `size` bytes: `stored` bytes of xz at `offset` of files.bin."""
-
-    name: str
-    size: int
-    crc32: int
-    offset: int
-    stored: int
-
-
-class Raw(NamedTuple):
-    """A file that these segments make up."""
-
-    name: str
-    segments: range
-
-
-class Extras(NamedTuple):
-    """All such files of an archive."""
-
-    kept: tuple[Kept, ...]
-    raw: tuple[Raw, ...]
-
-    @property
-    def names(self) -> list[str]:
-        return [f.name for f in self.kept] + [f.name for f in self.raw]
-
-
-def parse(table: dict[str, Any], segments: int) -> Extras:
-    """The tables `files` and `raw` of a manifest. Raises KeyError, TypeError or ValueError, as its parser does."""
-    kept: list[Kept] = []
-    raw: list[Raw] = []
-    offset = end = 0
-    for name, size, crc, stored in _rows(table.get("files"), "name", "bytes", "crc32", "stored"):
-        kept.append(Kept(name, as_int(size), as_int(crc), offset, as_int(stored, 1)))
-        offset += stored
-    for name, first, length in _rows(table.get("raw"), "name", "first", "segments"):
-        raw.append(Raw(name, range(as_int(first, end), first + as_int(length, 1))))
-        end = first + length
-    if end > segments:
-        raise ValueError(f"raw files of {end} segments, but {segments} segments")
-    return Extras(tuple(kept), tuple(raw))
-
-
-def _rows(table: Any, *columns: str) -> Iterator[tuple[Any, ...]]:
-    count = as_int(table["count"]) if table else 0
-    return zip(*(as_column(table[key], count) for key in columns)) if count else iter(())
-
-
-def chosen_files(archive: Reader, names: set[str] | None) -> tuple[set[str] | None, dict[str, Raw], list[Kept]]:
-    """What restoring `names` takes: segments to decode (None for all), the raw files of some, and kept files."""
-    extras, segments = archive.manifest.extras, archive.manifest.segments
-    files = {f.name: f for f in (*extras.kept, *extras.raw) if names is None or f.name in names}
-    raw = [f for f in files.values() if isinstance(f, Raw)]
-    parts = {segments[i].name: f for f in raw for i in f.segments}
-    kept = [f for f in files.values() if isinstance(f, Kept)]
-    return None if names is None else {*parts, *(n for n in names if n not in files)}, parts, kept
 
 
 def contents(archive: Reader, file: Kept) -> Iterator[bytes]:

@@ -28,3 +28,8 @@ class TokenSpec:
         for factor in self.factors:
             size *= factor
         return size
+
+    @property
+    def bits(self) -> int:
+        """ceil(log2 vocabulary): what a token takes uncompressed, 10 for commaVQ."""
+        return (self.vocabulary - 1).bit_length()

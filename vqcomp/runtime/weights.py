@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .arithmetic import WEIGHT_MAX
 from .coder import Decoder, Encoder, partition
-from .config import WEIGHT_MAX, ModelConfig
+from .config import ModelConfig
 from .engine import Tensors
 from .errors import DamageError, ModelError
 
@@ -24,10 +25,9 @@ CONFIG_LIMIT = 1 << 20
 WEIGHTS_LIMIT = 1 << 30
 """Readers refuse larger configs (bytes) and models (weights)."""
 
-
 SPREADS = 12
 """Contexts of codes, and values of what is told of a row."""
-BLOCK = 512
+CODES_AT_ONCE = 512
 """Rows of about so many codes are coded by what the rows before say of their columns."""
 
 
@@ -76,7 +76,7 @@ class WeightCoder:
         told = self.code(f"{kind}.spreads", spreads(codes), alone[:rows])[:, None]
         # Magnitudes in a column so far, and what the spreads let expect of it, both in 1/16.
         found, expected = np.full(columns, 64), 64
-        step = max(1, BLOCK // columns)
+        step = max(1, CODES_AT_ONCE // columns)
         for first in range(0, rows, step):
             block, r = codes[first : first + step], told[first : first + step]
             context = np.frexp((found << r) // (3 * expected))[1].clip(0, SPREADS - 1)
@@ -125,7 +125,7 @@ def read_config(data: bytes) -> tuple[ModelConfig, int, int]:
         inflate = zlib.decompressobj()
         values = json.loads(inflate.decompress(data[8 : 8 + length], CONFIG_LIMIT))
         config = ModelConfig.from_dict(values)
-    except (zlib.error, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (zlib.error, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"model: the config cannot be read: {error}") from error
     return config, struct.unpack_from("<I", data, 8 + length)[0], 12 + length
 

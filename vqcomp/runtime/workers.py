@@ -4,85 +4,147 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
 
-from .codec import Codec, Progress, make_codec
+from .codec import Advance, Codec
+from .compute import Compute, cpus
 from .errors import InputError
 
-_CODEC: list[Codec] = []
-"""A worker's own."""
+POLL = 0.2
+"""Seconds between looks at what the processes report."""
+_MINE: dict[str, Any] = {}
+"""A worker's own: its codec, and where it reports progress."""
 
 
 class Workers(Codec):
-    """The codec that make_codec(*args, **options) gives (see codec.py), in `jobs` processes: the same bytes, sooner.
+    """A codec in several processes: the same bytes, sooner. Close it when done.
 
-    Processes are spawned, so a script that uses this needs `if __name__ == "__main__":`. Close it when done.
+    Processes start when a call first has groups for more than one of them.
     """
 
-    def __init__(self, jobs: int, codec: Codec, *args: Any, **options: Any) -> None:
-        """codec: one of the same kind, which is not used but for its name and group size."""
-        self.name, self.group_size, self._jobs = codec.name, codec.group_size, jobs
-        options["threads"] = options.get("threads") or max(1, (os.cpu_count() or 1) // jobs)
-        spawn = get_context("spawn")
-        self._theirs, self._ours = spawn.Pipe(duplex=False)
-        start = partial(make_codec, *args, **options)
-        self._pool = ProcessPoolExecutor(jobs, spawn, _start, (start, self._theirs))
+    def __init__(self, codec: Codec, make: Callable[[Compute], Codec], compute: Compute) -> None:
+        """codec: one like those that `make` makes in the processes, for a group by itself. `make` is pickled."""
+        self.group_size, self.group_limit = codec.group_size, codec.group_limit
+        self._codec, self._jobs = codec, compute.processes
+        threads = compute.threads or max(1, cpus() // self._jobs)
+        self._start = partial(make, replace(compute, threads=threads, jobs=1))
+        self._pool: ProcessPoolExecutor | None = None
 
     def close(self) -> None:
         """End the processes, whatever they do."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._ours.close()
-        self._theirs.close()
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for end in (self._life, *self._reports):
+                end.close()
+            self._pool = None
+        self._codec.close()
 
-    def encode(self, groups: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> list[bytes]:
-        """As of the codec; progress is told when a process has done its share."""
-        return self._map("encode", progress, lambda _, part: sum(s.size for g in part[0] for s in g), groups)
+    def encode(self, groups: Sequence[Sequence[np.ndarray]], advance: Advance | None = None) -> list[bytes]:
+        """As of the codec."""
+        if len(groups) == 1:
+            return self._codec.encode(groups, advance)
+        return self._map("encode", advance, groups)
 
     def decode(
-        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], progress: Progress | None = None
+        self, streams: Sequence[bytes], frames: Sequence[Sequence[int]], advance: Advance | None = None
     ) -> list[list[np.ndarray]]:
-        """As of the codec; progress is told when a process has done its share."""
-        return self._map("decode", progress, lambda done, _: sum(s.size for g in done for s in g), streams, frames)
+        """As of the codec."""
+        if len(streams) == 1:
+            return self._codec.decode(streams, frames, advance)
+        return self._map("decode", advance, streams, frames)
 
-    def _map(self, method: str, progress: Progress | None, size: Callable[[Any, Any], int], *columns: Any) -> list[Any]:
+    def _map(self, method: str, advance: Advance | None, *columns: Any) -> list[Any]:
         """Split the groups evenly; the results of all, in order."""
         count = min(self._jobs, len(columns[0]))
         cuts = [len(columns[0]) * i // count for i in range(count + 1)]
         parts = [[column[a:b] for column in columns] for a, b in pairwise(cuts)]
+        pool = self._pool = self._pool or self._open()
         try:
-            futures: dict[Future[Any], Any] = {self._pool.submit(_run, method, part): part for part in parts}
-            for future in as_completed(futures):
-                if progress:
-                    progress(size(future.result(), futures[future]))
+            futures: list[Future[Any]] = [pool.submit(_run, method, part) for part in parts]
+            pending = set(futures)
+            while pending:
+                pending = wait(pending, POLL).not_done
+                while self._reports[0].poll():
+                    tokens = self._reports[0].recv()
+                    if advance:
+                        advance(tokens)
             return [item for future in futures for item in future.result()]
         except BrokenProcessPool as error:
             raise InputError("a process was ended from outside, perhaps for lack of memory; try fewer jobs") from error
 
+    def _open(self) -> ProcessPoolExecutor:
+        context = _Context()
+        theirs, self._life = context.Pipe(duplex=False)
+        # A report is shorter than what a pipe takes at once, but other systems than POSIX want the lock.
+        self._reports = context.Pipe(duplex=False)
+        arguments = (self._start, theirs, self._reports[1], context.Lock())
+        return ProcessPoolExecutor(self._jobs, context, _begin, arguments)
 
-def _start(make: Callable[[], Codec], pipe: Connection) -> None:
+
+class _Process(SpawnProcess):
+    """A spawned process that does not run the caller's script again: it needs nothing of it."""
+
+    @staticmethod
+    def _Popen(process: BaseProcess) -> Any:
+        with _hidden_main():
+            return SpawnProcess._Popen(process)  # type: ignore[attr-defined, unused-ignore]
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Within it, the main module has no file that a new process could run."""
+    main = sys.modules["__main__"]
+    before = dict(vars(main))
+    if not _in_archive():
+        vars(main)["__spec__"] = None
+        vars(main).pop("__file__", None)
+    try:
+        yield
+    finally:
+        vars(main).update({name: before[name] for name in ("__spec__", "__file__") if name in before})
+
+
+def _in_archive() -> bool:
+    """Whether this runs out of an unpacked archive, whose decompress.py gives new processes their modules."""
+    return not __name__.startswith("vqcomp.")
+
+
+def _begin(make: Callable[[], Codec], life: Connection, reports: Connection, lock: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
-    _CODEC.append(make())
+    threading.Thread(target=_end_with, args=(life,), daemon=True).start()
+    _MINE.update(codec=make(), reports=reports, lock=lock)
 
 
-def _end_with(pipe: Connection) -> None:
+def _end_with(life: Connection) -> None:
     """Wait until the first process closes its end of the pipe, or has gone."""
     with suppress(EOFError, OSError):
-        pipe.recv()
+        life.recv()
     os._exit(1)
 
 
 def _run(method: str, part: Sequence[Any]) -> list[Any]:
-    result: list[Any] = getattr(_CODEC[0], method)(*part)
+    result: list[Any] = getattr(_MINE["codec"], method)(*part, _report)
     return result
+
+
+def _report(tokens: int) -> None:
+    with _MINE["lock"]:
+        _MINE["reports"].send(tokens)

@@ -1,4 +1,4 @@
-"""The card of a model: what it is, what it was trained on, how well it does and the command that made it."""
+"""The card of a model: what it is, what it was trained on, how well it predicts, and the command that made it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..runtime.config import ModelConfig
 from .config import TrainConfig
-from .evaluation import evaluate
-
-if TYPE_CHECKING:
-    from .trainer import TrainResult
+from .evaluation import count_frames, evaluate
+from .result import TrainResult
 
 
 def describe(
     name: str, data: bytes, result: TrainResult, config: TrainConfig, segments: Sequence[str], command: str
 ) -> str:
-    """The card of a .vqm of these bytes, in Markdown; `segments` are the names of what it was trained on."""
-    network, feed = result.model.config, result.feed
-    n, s = network, "s" if feed.segments != 1 else ""
+    """The card of a .vqm of these bytes, in Markdown.
+
+    segments: the names of what it was trained on. command: what made it, "" if that was no command.
+    """
+    n, feed = result.model.config, result.feed
+    s = "s" if feed.segments != 1 else ""
     names = ", ".join(f"`{name}`" for name in segments[:3]) + (", ..." if len(segments) > 3 else "")
     rows = [
         ("weights", f"{n.parameters():,}"),
@@ -38,13 +38,13 @@ def describe(
         ("chosen by", _chosen_by(result, config)),
         (
             f"{'held-out frames, given their past' if feed.held_out else 'in training'}",
-            f"{result.bits_per_token:.4f} bits/token" + (_in_float(result, config) if feed.held_out else ""),
+            f"{result.bits_per_token:.4f} bits/token" + _in_float(result, config),
         ),
     ]
     last = result.rows[-1]
-    best = next((row for row in result.rows if row.step == result.step), last)
     served = config.for_segments or feed.segments
-    rows.append(("weights and coded tokens", f"about {best.zip_bytes:,} bytes for {served:,.0f} such segments"))
+    together = len(data) + round(result.bits_per_token * served * feed.segment_tokens / 8)
+    rows.append(("weights and coded tokens", f"about {together:,} bytes for {served:,.0f} such segments"))
     made_on = f"torch {torch.__version__} on {platform.machine()}, {torch.get_num_threads()} threads"
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     grid = f"{n.height} x {n.width} ids of {' x '.join(f'{size:,}' for size in n.factors)}"
@@ -81,15 +81,18 @@ def _chosen_by(result: TrainResult, config: TrainConfig) -> str:
     what = f"the last {config.held_out:,} frames"
     if config.every > 1:
         what += f" (every {config.every}th)"
-    if result.feed.whole:
-        return f"{what} of {result.feed.whole} whole segments, which it was not trained on"
-    return f"{what} of every segment, which it was not trained on"
+    whole = f"{result.feed.whole} whole segments" if result.feed.whole else "every segment"
+    what += f" of {whole}, which it was not trained on"
+    every, looked = sum(min(config.held_out, len(s)) for s in result.feed.held_out), count_frames(result.spans)
+    return what if looked == every else f"{looked:,} of {every:,} frames: {what}"
 
 
 def _in_float(result: TrainResult, config: TrainConfig) -> str:
-    """What the held-out frames take without any rounding."""
+    """What the held-out frames take without any rounding; not where it would take time that is not given."""
+    if not result.spans or config.time:
+        return ""
     model = result.model
     model.quantised = False
-    bits = evaluate(model, result.feed.held_out, config.held_out)
+    bits = evaluate(model, result.spans)
     model.quantised = True
     return f"; the same weights in float {bits:.4f}"

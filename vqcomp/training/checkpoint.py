@@ -1,7 +1,9 @@
-"""Checkpoints: everything that a training needs to go on to the same result, in one file of torch.save."""
+"""Checkpoints: all that a training needs to go on to the same result, in one file of torch.save."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,31 +11,53 @@ from typing import Any
 
 import torch
 
+from ..runtime.disk import replacing
 from ..runtime.errors import InputError
-from ..runtime.main import replacing
+from ..version import __version__
+from .memory import is_out_of_memory
 
-FORMAT = 1
+FORMAT = 2
+STATES = 5
+"""Numbers for each weight: the weight itself, two averages and, at most, two of an optimiser."""
+
+
+def require_room(path: Path, parameters: int) -> None:
+    """Raise InputError unless there is room for a checkpoint, and for the one that it replaces."""
+    need, free = 2 * 4 * STATES * parameters, shutil.disk_usage(path.parent).free
+    if free < need:
+        raise InputError(
+            f"{path}: too little disk: checkpoints take {need:,} bytes, {free:,} are free; make room or choose another "
+            "disk"
+        )
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Replace the file by `state`, tensors and plain values, as a whole or not at all. Raises InputError."""
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    with replacing(path) as temporary, open(temporary, "xb") as handle:
+        try:
+            torch.save({"format": FORMAT, "vqcomp": __version__, **state}, handle)
+        except RuntimeError as error:
+            # torch replaces the system's error by one of its own, about positions in the file.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"{path}: cannot be written: {error}") from error
 
 
 def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The state. `same` has tables that must be as they were, what they are about -> their fields.
 
-    Raises InputError if the file is missing, damaged or of another training, naming the fields that differ.
+    Raises InputError if the file is missing, damaged, of another format or of another training, naming the fields that
+    differ and the version that wrote it.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load checks no checksums
             if damaged := archive.testzip():
                 raise InputError(f"{path}: the checkpoint is damaged in {damaged}; train anew, without --resume")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] != FORMAT:
-            raise InputError(f"{path}: checkpoint format {state['format']}, expected {FORMAT}; train anew")
-        before = {about: dict(state[about]) for about in same}
+        kind, version = state["format"], str(state.get("vqcomp", "an earlier version"))
+        then = {about: dict(state[about]) for about in same}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint; train without --resume") from error
     except InputError:
@@ -42,15 +66,26 @@ def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[s
         raise InputError(
             f"{path}: the checkpoint is damaged, or is none of vqcomp train: {error}; train anew, without --resume"
         ) from error
+    if kind != FORMAT:
+        raise InputError(
+            f"{path}: checkpoint format {kind}, written by vqcomp {version}; this is {__version__}, which goes on from "
+            f"format {FORMAT}: resume with that version, or train anew"
+        )
     for about, fields in same.items():
+        before = then[about]
         differing = [
-            f"{name} was {before[about].get(name)!r}, now it is {fields.get(name)!r}"
-            for name in {**before[about], **fields}
-            if before[about].get(name) != fields.get(name)
+            f"{name} was {_shown(before, name)}, now it is {_shown(fields, name)}"
+            for name in {**before, **fields}
+            if before.get(name) != fields.get(name)
         ]
         if differing:
+            wrote = f" (vqcomp {version} wrote it, this is {__version__})" if version != __version__ else ""
             raise InputError(
                 f"{path}: the checkpoint is of another training, whose {about} differ: {'; '.join(differing)}; "
-                "give the same, or train anew without --resume"
+                f"give the same, or train anew without --resume{wrote}"
             )
     return dict(state)
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    return json.dumps(fields[name]) if name in fields else "unknown"

@@ -1,10 +1,12 @@
-"""How a model is trained: every choice that changes the result, and nothing else."""
+"""How a model is trained: every choice that changes the result, and nothing else. Does not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from math import inf
+from textwrap import wrap
+from typing import Any, TypeVar
 
 from ..runtime.errors import InputError
 
@@ -12,89 +14,89 @@ MANY_SEGMENTS = 20
 """From so many segments on, whole ones are held out."""
 HELD_OUT_LIMIT = 32
 """Segments that are held out at most."""
+T = TypeVar("T")
+
+
+def _setting(default: T, about: str) -> T:
+    """A field with its meaning, which `vqcomp train --help` prints."""
+    return field(default=default, metadata={"about": about})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. The defaults are for one segment: they learn fast, then stop before they overfit."""
 
-    steps: int = 1500
-    """Optimiser steps; with a time budget it is the clock that ends the training."""
-    time: float = 0.0
-    """Seconds that training takes, evaluations included; the step size then falls with the clock. 0 to count steps."""
-    batch: int = 1
-    """Windows in a micro-batch."""
-    accumulate: int = 1
-    """Micro-batches in a step, whose gradients are averaged; several processes share them among themselves."""
-    frames: int = 16
-    """Frames in a window."""
-    every: int = 1
-    """Only every so many frames are seen, counted from any of them."""
-    drops_short: bool = False
-    """Whether segments that are too short are left out, or refused."""
-    held_out: int = 300
-    """Frames at the end of every segment that choose the weights and are not trained on; 0 trains on all of them."""
-    held_out_share: float = 0.05
-    """Share of the segments, if there are 20 or more, that are not trained on at all, up to 32; then it is their last
-    `held_out` frames alone that choose the weights. 0 never holds out a whole segment."""
-    evaluate_every: int = 150
-    """Steps between evaluations on the held-out frames; a tenth of a time budget, where there is one."""
-    patience: int = 0
-    """Evaluations in a row without a better result that end the training; 0 for no such end."""
-    for_segments: float = 0.0
-    """Segments, as long as these are on average, that the model will serve: the coded size of the weights is added to
-    the loss by what it costs each of their tokens, and the smallest zip is chosen. 0 to look at the tokens alone."""
-    learning_rate: float = 0.03
-    """Peak step size of AdamW, for everything that Muon does not train."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay of its two averages."""
-    weight_decay: float = 0.25
-    """Decoupled weight decay of all tensors but the biases."""
-    muon_rate: float = 0.01
-    """Peak step size of Muon for the matrices of the blocks, 0 to leave them to AdamW."""
-    warmup: int = 40
-    """Steps in which the step size rises from 0."""
-    decay: float = 0.9
-    """Last share of the training, in which the step size falls to 0."""
-    average: float = 0.99
-    """Decay of the moving average of the weights; the average is what is evaluated and returned."""
-    clip: float = 1.0
-    """Largest norm of a gradient."""
-    dropout: float = 0.17
-    """Share of the residual updates that are dropped."""
-    token_dropout: float = 0.08
-    """Share of input tokens whose identity is hidden."""
-    code_dropout: float = 0.05
-    """Share of codes whose identity is hidden wherever they are in a window."""
-    reverse: float = 0.1
-    """Share of windows that run backwards."""
-    mirror: float = 0.2
-    """Share of windows that are flipped left to right, codes kept."""
-    stride: float = 0.25
-    """Share of windows that take every second frame."""
-    quantised: bool = True
-    """Train with the integer arithmetic that is shipped; False only to measure what it costs."""
-    compile: bool = False
-    """Whether torch.compile makes kernels of the network; worth its start-up of minutes on GPUs only."""
-    seed: int = 0
-    """Seed of everything that is random: initial weights, windows, dropout."""
+    steps: int = _setting(1500, "Optimiser steps; with a time budget the clock ends the training.")
+    time: float = _setting(
+        0.0,
+        "Seconds that training takes, evaluations included; the step size then falls with the clock. 0 counts steps.",
+    )
+    batch: int = _setting(1, "Windows in a micro-batch.")
+    accumulate: int = _setting(
+        1, "Micro-batches in a step, whose gradients are averaged; several processes share them among themselves."
+    )
+    frames: int = _setting(16, "Frames in a window.")
+    every: int = _setting(1, "See only every so many frames, counted from any of them.")
+    drops_short: bool = _setting(False, "Leave out segments that are too short, instead of refusing them.")
+    held_out: int = _setting(
+        300,
+        "Frames at the end of every segment that choose the weights and are not trained on; 0 trains on all. Unless it "
+        "is given, at most a quarter of the shortest segment.",
+    )
+    held_out_share: float = _setting(
+        0.05,
+        f"Share of the segments, if there are {MANY_SEGMENTS} or more, that are not trained on at all, up to "
+        f"{HELD_OUT_LIMIT}; their last held_out frames alone choose the weights then. 0 holds out no whole one.",
+    )
+    evaluate_every: int = _setting(150, "Steps between evaluations on the held-out frames; of a time budget, a tenth.")
+    patience: int = _setting(0, "End after so many evaluations in a row without a better result; 0 never does.")
+    for_segments: float = _setting(
+        0.0,
+        "Segments, as long as these are on average, that the model will serve: the loss counts what the coded weights "
+        "cost each of their tokens, and the smallest zip is chosen. 0 looks at the tokens alone.",
+    )
+    learning_rate: float = _setting(0.03, "Peak step size of AdamW, for everything that Muon does not train.")
+    betas: tuple[float, float] = _setting((0.9, 0.95), "AdamW's decay of its two averages.")
+    weight_decay: float = _setting(0.25, "Decoupled weight decay of all tensors but the biases.")
+    muon_rate: float = _setting(0.01, "Peak step size of Muon for the matrices of the blocks; 0 leaves them to AdamW.")
+    warmup: int = _setting(40, "Steps in which the step size rises from 0.")
+    decay: float = _setting(0.9, "Last share of the training, in which the step size falls to 0.")
+    average: float = _setting(
+        0.99, "Decay of the moving average of the weights; the average is what is evaluated and returned."
+    )
+    clip: float = _setting(1.0, "Largest norm of a gradient.")
+    dropout: float = _setting(0.17, "Share of the residual updates that are dropped.")
+    token_dropout: float = _setting(0.08, "Share of input tokens whose identity is hidden.")
+    code_dropout: float = _setting(0.05, "Share of codes whose identity is hidden wherever they are in a window.")
+    reverse: float = _setting(0.1, "Share of windows that run backwards.")
+    mirror: float = _setting(0.2, "Share of windows that are flipped left to right, codes kept.")
+    stride: float = _setting(0.25, "Share of windows that take every second frame.")
+    quantised: bool = _setting(
+        True, "Train with the integer arithmetic that is shipped; false only measures what it costs."
+    )
+    compile: bool = _setting(
+        False, "Let torch.compile make kernels of the network; worth its start-up of minutes on GPUs only."
+    )
+    seed: int = _setting(0, "Seed of everything that is random: initial weights, windows, dropout.")
 
     def check(self) -> None:
         """Raise InputError unless every value can be worked with."""
         for name in ("steps", "batch", "accumulate", "frames", "every", "evaluate_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+            self._require(name, 1 <= getattr(self, name) < inf, "at least 1")
         for name in ("time", "held_out", "patience", "for_segments", "warmup", "seed", "weight_decay", "muon_rate"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
+            self._require(name, 0 <= getattr(self, name) < inf, "at least 0")
         for name in ("held_out_share", "average", "dropout", "token_dropout", "code_dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         for name in ("reverse", "mirror", "stride", "decay"):
             self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         for name in ("learning_rate", "clip"):
-            self._require(name, getattr(self, name) > 0, "above 0")
+            self._require(name, 0 < getattr(self, name) < inf, "above 0")
+        self._require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+        self._require("seed", self.seed < 1 << 63, "below 2^63")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise InputError(f"training: {name} must be {expected}, found {getattr(self, name)}")
+            raise InputError(f"training: {name} must be {expected}, found {_text(getattr(self, name))}")
 
     @property
     def windows(self) -> int:
@@ -105,32 +107,43 @@ class TrainConfig:
         """Plain values by field, for JSON and for checkpoints."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
-    def changes(self) -> dict[str, Any]:
-        """The fields that differ from the defaults."""
-        usual = TrainConfig().to_dict()
-        return {name: value for name, value in self.to_dict().items() if value != usual[name]}
+
+def describe_settings() -> str:
+    """The fields of TrainConfig for `--help`: name=default, then what it means, in lines of at most 76 characters."""
+    lines = []
+    for f in fields(TrainConfig):
+        about = wrap(f.metadata["about"], 74 - 24)
+        head = f"{f.name}={_text(f.default)}"
+        lines += [f"  {head:22}  {about[0]}", *(" " * 26 + line for line in about[1:])]
+    return "\n".join(lines)
 
 
 def parse_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of TrainConfig, from texts too, as in {"dropout": "0.1", "betas": "0.9,0.95"}. Raises InputError."""
-    usual = {f.name: getattr(TrainConfig(), f.name) for f in fields(TrainConfig)}
+    usual = {f.name: f.default for f in fields(TrainConfig)}
     settings: dict[str, Any] = {}
     for name, text in values.items():
         if name not in usual:
             raise InputError(f"training: no setting {name!r}: expected one of {', '.join(usual)}")
-        if not isinstance(text, str):
-            settings[name] = text
-            continue
-        kind = type(usual[name])
-        try:
-            if kind is bool:
-                settings[name] = {"true": True, "false": False}[text.lower()]
-            elif kind is tuple:
-                settings[name] = tuple(float(part) for part in text.split(","))
-                if len(settings[name]) != 2:
-                    raise ValueError
-            else:
-                settings[name] = kind(text)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"training: {name}={text}: expected a value like {usual[name]}") from error
+        settings[name] = _parsed(name, text, usual[name]) if isinstance(text, str) else text
     return settings
+
+
+def _parsed(name: str, text: str, usual: Any) -> Any:
+    """A value of the kind of the usual one. Raises InputError."""
+    try:
+        if isinstance(usual, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(usual, tuple):
+            first, second = (float(part) for part in text.split(","))
+            return first, second
+        return type(usual)(text)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"training: {name}={text}: expected a value like {_text(usual)}") from error
+
+
+def _text(value: Any) -> str:
+    """A value as `--set` takes it."""
+    if isinstance(value, tuple | list):
+        return ",".join(_text(part) for part in value)
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

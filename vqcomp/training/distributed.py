@@ -1,7 +1,7 @@
 """Processes that train one model together, as torchrun starts them: gloo on CPUs, NCCL on CUDA.
 
-Each computes the gradient of its own micro-batches and gets the average of all, so all make the same steps. On CUDA
-this was never run: no GPU was at hand.
+Each computes the gradient of its own micro-batches and gets the average of all, so all make the same steps. Never run
+on CUDA: no GPU was at hand.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import distributed as dist
 from ..runtime.errors import InputError
 
 
-class Group:
-    """This process among `size`; number 0 alone writes files and reports."""
+class ProcessGroup:
+    """This process, number `rank` of `size`; number 0 alone writes files and reports."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.size, self.device = rank, size, device
@@ -67,18 +67,24 @@ def find_device(name: str) -> torch.device:
 
 
 @contextmanager
-def connect(device: torch.device) -> Iterator[Group]:
-    """The group that torchrun's environment variables describe; a process by itself where there are none."""
+def connect(device: torch.device) -> Iterator[ProcessGroup]:
+    """The group that torchrun's environment variables describe; a process by itself where there are none.
+
+    Raises InputError if its processes do not find each other.
+    """
     if dist.is_available() and dist.is_initialized():
-        yield Group(dist.get_rank(), dist.get_world_size(), device)
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Group(device=device)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield ProcessGroup(device=device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Group(dist.get_rank(), dist.get_world_size(), device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"training: the processes of torchrun do not find each other: {error}") from error
+    try:
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()

@@ -14,15 +14,18 @@ from ..runtime.errors import InputError
 from .config import HELD_OUT_LIMIT, MANY_SEGMENTS, TrainConfig
 from .frames import Frames, Subset
 
-BLOCK = 1 << 16
+TOKENS_AT_ONCE = 1 << 16
 """Tokens in memory at a time where all are looked through."""
+HELD_OUT_PART = 4
+"""One part in so many of a segment is held out at most where the user says nothing."""
 
 
 class Feed:
     """Draws the windows of each step, and knows which frames are held out.
 
-    A window is drawn from (seed, step, micro-batch) alone, so a training that was interrupted goes on with the same
-    ones, and so does another number of processes. Raises InputError if segments do not fit the network's config.
+    What is drawn depends on (seed, step, micro-batch) alone: a training that was interrupted goes on with the same
+    windows, and so does another number of processes. Raises InputError if segments do not fit the network, or are too
+    short.
     """
 
     def __init__(self, segments: Sequence[Frames], network: ModelConfig, config: TrainConfig) -> None:
@@ -31,10 +34,13 @@ class Feed:
             _check(segment, network)
         last = config.held_out * config.every
         least = (config.frames + config.held_out) * config.every
+        longest = max((len(s) for s in segments), default=0)
         if config.drops_short:
             segments = [s for s in segments if len(s) >= least]
             if not segments:
-                raise InputError(f"train: expected a segment of {least} frames or more, found none")
+                raise InputError(
+                    f"training: expected a segment of {least} frames or more, found none{_cure(longest, config)}"
+                )
         whole = _choose(len(segments), config) if config.held_out else set()
         held = [s for i, s in enumerate(segments) if i in whole or not whole] if config.held_out else []
         self.held_out: list[Frames] = [
@@ -43,10 +49,14 @@ class Feed:
         """Each counts with its last `held_out` frames."""
         self._segments = [s for i, s in enumerate(segments) if i not in whole]
         self._lengths = [len(s) - (0 if whole else last) for s in self._segments]
-        if not self._segments or min(self._lengths) < config.frames * config.every:
+        if not self._segments:
+            raise InputError("training: expected at least one segment, found none")
+        if min(self._lengths) < config.frames * config.every:
+            shortest = min(len(s) for s in self._segments)
             raise InputError(
-                f"train: every segment needs {config.frames * config.every} frames besides the "
-                f"{0 if whole else last} held out; the shortest has {min((len(s) for s in segments), default=0)} in all"
+                f"training: every segment needs {config.frames * config.every} frames besides the "
+                f"{0 if whole else last} held out; the shortest has {shortest} in all"
+                f"{_cure(shortest, config, bool(whole))}"
             )
         self._ends = np.cumsum(self._lengths)
         self.whole = len(whole)
@@ -64,12 +74,12 @@ class Feed:
 
     @property
     def fingerprint(self) -> dict[str, int]:
-        """Tells other data from these, as far as a checkpoint needs to."""
+        """What a checkpoint keeps of the data, to recognise them."""
         crc = zlib.crc32(b"".join(count.astype("<i8").tobytes() for count in self.counts))
         return {"segments": self.segments, "frames": self.frames, "counts": crc}
 
     def batch(self, step: int, micro: int) -> tuple[Tensor, int]:
-        """Micro-batch `micro` of a step: int64 windows (batch, frames, S, F), and the seed of all else it does."""
+        """Micro-batch `micro` of a step: int64 windows (batch, frames, S, F), and the seed of its dropout."""
         random = np.random.default_rng((self.config.seed, step, micro))
         windows = [self._window(random) for _ in range(self.config.batch)]
         return torch.from_numpy(np.stack(windows)), int(random.integers(1 << 62))
@@ -94,7 +104,7 @@ class Feed:
         """Look through all values once: check their range, and count those that are trained on."""
         factors = self.network.factors
         counts = [np.zeros(size, np.int64) for size in factors]
-        step = max(1, BLOCK // self.network.positions)
+        step = max(1, TOKENS_AT_ONCE // self.network.positions)
         lengths = iter(self._lengths)
         for i, segment in enumerate(segments):
             trained = 0 if i in whole else next(lengths)
@@ -102,7 +112,8 @@ class Feed:
                 block = segment[start : start + step]
                 if block.min() < 0 or (block.max((0, 1)) >= factors).any():
                     raise InputError(
-                        f"train: expected ids from 0 to below {factors}, found {block.min()} to {block.max()}"
+                        f"training: expected ids from 0 to below {' x '.join(map(str, factors))}, "
+                        f"found {block.min()} to {block.max()}"
                     )
                 for f, size in enumerate(factors):
                     known = block[: max(trained - start, 0), :, f].reshape(-1)
@@ -114,7 +125,32 @@ def _check(segment: Frames, network: ModelConfig) -> None:
     frame, s, factors = np.asarray(segment[:1]), network.positions, len(network.factors)
     if frame.ndim != 3 or frame.shape[1:] != (s, factors) or frame.dtype.kind not in "iu":
         shape = (len(segment), *frame.shape[1:])
-        raise InputError(f"train: expected integers (frames, {s}, {factors}), found {frame.dtype} {shape}")
+        raise InputError(f"training: expected integers (frames, {s}, {factors}), found {frame.dtype} {shape}")
+
+
+def usual_held_out(lengths: Sequence[int], config: TrainConfig) -> int:
+    """Frames to hold out of segments of these lengths where the user says nothing: `config.held_out`, or fewer.
+
+    At most a quarter of the shortest segment (of the longest, where short ones are dropped), and no more than leaves
+    a window to train on. Of many segments, whole ones are held out, and nothing need be left of them.
+    """
+    if not lengths or not config.held_out:
+        return config.held_out
+    frames = (max if config.drops_short else min)(lengths) // config.every
+    if _choose(len(lengths), config) and not config.drops_short:
+        return max(1, min(config.held_out, frames))
+    return max(1, min(config.held_out, frames // HELD_OUT_PART, frames - config.frames))
+
+
+def _cure(length: int, config: TrainConfig, whole: bool = False) -> str:
+    """Which options make a segment of this length long enough."""
+    seen = length // config.every
+    room, window = seen - config.frames, seen - (0 if whole else config.held_out)
+    cures = [f"--held-out {room}"] if room >= 0 and not whole else []
+    cures += [f"--set frames={window}"] if window > 0 else []
+    if 0 < (every := length // (config.frames + (0 if whole else config.held_out))) < config.every:
+        cures.append(f"--set every={every}")
+    return f": try {' or '.join(cures)}" if cures else ": try a smaller --held-out and --set frames=N"
 
 
 def _choose(segments: int, config: TrainConfig) -> set[int]:

@@ -9,30 +9,32 @@ from typing import Any
 
 from ..data.segments import Segment
 from ..runtime.config import ModelConfig
+from ..runtime.disk import replacing
 from ..runtime.engine import Engine, Tensors
 from ..runtime.errors import InputError
 from ..runtime.exact import make_ops
-from ..runtime.gpt import self_test
-from ..runtime.main import replacing
+from ..runtime.loading import self_test
 from ..runtime.spec import TokenSpec
 from ..runtime.weights import read_config, read_model, write_model
 from .card import describe
-from .config import parse_settings
+from .config import TrainConfig, parse_settings
 from .distributed import find_device
+from .feed import usual_held_out
 from .frames import stored
 from .model import FrameGPT
 from .presets import DEFAULT, PRESETS, preset_for
-from .trainer import Moment, TrainConfig, train
+from .record import Moment
+from .trainer import train
 
 BY_HEART = {
     "held_out": 0,
     "drops_short": True,
     **dict.fromkeys(("dropout", "token_dropout", "code_dropout", "reverse", "mirror", "stride"), 0.0),
 }
-"""Settings for a network that shall code its own training data: what it knows by heart need not be coded, and what it
-knows is paid for by its weights."""
+"""Settings for a network that will code its own training data: what it knows by heart need not be coded, and is paid
+for by its weights."""
 CPU_TOKENS = 100_000_000
-"""Tokens that a network for a CPU is chosen for at most."""
+"""On a CPU the network is chosen for at most so many tokens."""
 FINE_TUNING = 0.3
 """Share of a preset's step sizes for a network that has been trained before. Measured: 250 steps from commavq-nano on
 the segment that it knows most of took it from 4.248 to 4.048 bits/token, with all of them to 4.184."""
@@ -40,11 +42,14 @@ the segment that it knows most of took it from 4.248 to 4.048 bits/token, with a
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to: bytes of the .vqm, bits/token on the held-out frames, the step that was best."""
+    """What a training came to."""
 
     size: int
+    """Bytes of the .vqm."""
     bits_per_token: float
+    """On the held-out frames; in training if none were held out."""
     step: int
+    """The step whose weights were the best."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,15 @@ def fit(
 ) -> Trained:
     """Train on segments of one spec; write `out` and, beside it, a card (.md), a log (.csv) and a checkpoint (.ckpt).
 
-    settings: fields of TrainConfig that differ from the preset's. preset: the default, or with `init` the one of its
-    network; step sizes are then FINE_TUNING times the preset's. Raises InputError, ModelError.
+    settings: fields of TrainConfig that differ from the preset's, see `parse_settings`; without `held_out`, it is what
+    the preset says, or less where segments are short. preset: one of PRESETS; by default DEFAULT, or with `init` the
+    one of its network, whose step sizes are then taken times FINE_TUNING. Raises InputError, ModelError,
+    DependencyError.
     """
     network, config, tensors = _prepare(settings, spec, preset, init)
+    config.check()
+    if "held_out" not in settings:
+        config = replace(config, held_out=usual_held_out([s.frames for s in segments], config))
     with stored(segments, spec, out.parent) as frames:
         result = train(
             frames, network, config, init=tensors, out=out, resume=resume, device=device, progress=report, watch=watch
@@ -103,8 +113,8 @@ def fit_to(
     """The .vqm of a network that was trained for `seconds` on all of these segments, to code these alone.
 
     Its size goes by the number of tokens, but on a CPU, where a step of a larger one takes minutes, it is `small` at
-    most; it starts from `start` unless that has less than half as many weights. Temporary files are in `folder`.
-    Raises InputError, ModelError.
+    most. It starts from `start` unless that has less than half as many weights. Temporary files are in `folder`.
+    Raises InputError, ModelError, DependencyError.
     """
     tokens = sum(s.tokens for s in segments)
     preset = preset_for(tokens if find_device(device).type == "cuda" else min(tokens, CPU_TOKENS))
@@ -115,6 +125,8 @@ def fit_to(
         report(f"training for {seconds:,.0f} s: {f'starting from {start.name}' if start else f'a new {preset}'}")
     settings = {"time": seconds, "for_segments": float(len(segments)), **BY_HEART}
     network, config, tensors = _prepare(settings, spec, None if start else preset, start)
+    if max(s.frames for s in segments) < config.frames:
+        raise InputError(f"training: expected a segment of {config.frames} frames or more, found none")
     with stored(segments, spec, folder) as frames:
         result = train(frames, network, config, init=tensors, device=device, progress=report, watch=watch)
     return _coded(result.model)

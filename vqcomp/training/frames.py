@@ -1,4 +1,4 @@
-"""Tokens that are read where they lie: training draws windows of data of any size and never holds all of them."""
+"""Tokens read from their files as they are needed: training draws windows of data of any size, never holding all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StoredFrames:
         if isinstance(self.source, np.ndarray):
             ids = self.source[frames]
         else:
-            # Mapped anew each time, which takes 60 us: a process may not have thousands of files open.
+            # Mapped anew each time, which takes 60 us: a process may not keep thousands of files open.
             order: Any = "F" if self.fortran else "C"
             try:
                 ids = np.memmap(self.source, self.dtype, "r", self.start, self.shape, order)[frames]
@@ -79,9 +79,9 @@ class Subset:
 
 @contextmanager
 def stored(segments: Sequence[Segment], spec: TokenSpec, folder: Path) -> Iterator[list[Frames]]:
-    """The frames of segments, as they lie in their files; those in shards from a temporary file in `folder`.
+    """The frames of segments, read from their files; those in shards are unpacked to a temporary file in `folder`.
 
-    That file has 2 bytes a token, 4 for more than 65,536 ids, and is gone at the end. Raises InputError.
+    That file takes 2 bytes a token, 4 for more than 65,536 ids, and is removed at the end. Raises InputError.
     """
     packed = [s for s in segments if isinstance(s, PackedSegment)]
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training between two steps, not within one."""
+"""Ctrl-C and SIGTERM end a training between two steps, never within one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class Interrupts:
-    """While it is entered, a signal that asks to stop is only noted; a second one acts at once, as it would have.
+    """A context in which the first signal that asks to stop is only noted; a second one acts at once.
 
-    Outside of the main thread, where Python allows no handlers, it does nothing.
+    Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""No free memory: an error that says what to do."""
+"""Running out of memory: an error that says what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .config import TrainConfig
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Python's own error, or one of those that torch has for the CPU and for GPUs."""
+    """Whether it is Python's own error, or one of torch's for the CPU or for GPUs."""
     return isinstance(error, MemoryError) or bool(re.search("out of memory|can't allocate memory", str(error)))
 
 

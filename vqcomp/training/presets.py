@@ -9,6 +9,7 @@ from typing import Any
 
 from ..runtime.config import ModelConfig, Offset
 from ..runtime.spec import TokenSpec
+from .offsets import default_copies, default_flags
 
 PAST = 8
 """Past frames that flags and copies look at."""
@@ -16,7 +17,6 @@ PAST = 8
 
 def network(spec: TokenSpec, /, **sizes: int) -> ModelConfig:
     """A FrameGPT of about 0.7 million weights, but for the fields given. Raises ModelError for grids too large."""
-    from .model import default_copies, default_flags  # imports torch, for which --help does not wait
 
     def inside(offset: Offset) -> bool:
         return abs(offset[1]) < spec.height and abs(offset[2]) < spec.width

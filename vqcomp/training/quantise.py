@@ -11,14 +11,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.coder import PRECISION
-from ..runtime.config import WEIGHT_MAX
-from ..runtime.engine import Tensors
-from ..runtime.weights import BLOCK, SPREADS, WeightCoder, code_counts
+from ..runtime.arithmetic import WEIGHT_MAX
+from ..runtime.weights import CODES_AT_ONCE, SPREADS, code_counts
 
 FINENESS = 2.0
 """Fineness where it is not learned: a standard deviation of 4 steps, about 4 bits of entropy per weight."""
@@ -35,14 +32,22 @@ def multiplier(scale_codes: Tensor) -> Tensor:
     return torch.ldexp(mantissa[torch.remainder(c, 4)], torch.div(c, 4, rounding_mode="floor"))
 
 
-def quantise(
-    weight: Tensor, unit: Tensor | float, scales: int, fineness: Tensor | float = FINENESS
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Float weights (rows, cols) -> codes (rows, cols), multipliers (scales, 1), scale codes (scales,).
+class Quantised(NamedTuple):
+    """What float weights become: float32 tensors of exact values, without a gradient."""
 
-    All are float32 tensors of exact values. `scales` is the number of rows, or 1 for one scale for the whole tensor;
-    fineness is a number or (scales, 1). The scale is the quarter power of two nearest to std * 2^-fineness, and large
-    enough that no code is clipped.
+    codes: Tensor
+    """(rows, cols), integers in -63..63."""
+    multipliers: Tensor
+    """(scales, 1): what the codes of a row are multiplied with."""
+    scale_codes: Tensor
+    """(scales,): four times the multipliers' binary logarithms."""
+
+
+def quantise(weight: Tensor, unit: Tensor | float, scales: int, fineness: Tensor | float = FINENESS) -> Quantised:
+    """Float weights (rows, cols) times their unit as codes times multipliers.
+
+    `scales` is the number of rows, or 1 for one scale for the whole tensor; fineness is a number or (scales, 1). The
+    multiplier is the quarter power of two nearest to std * 2^-fineness, and large enough that no code is clipped.
     """
     grouped = (weight.detach() * unit).reshape(scales, -1)
     if isinstance(fineness, Tensor):
@@ -53,11 +58,11 @@ def quantise(
     exponents = torch.maximum(wanted, needed).clamp_(-127, 127)
     multipliers = multiplier(exponents)[:, None]
     codes = (grouped / multipliers).round_().clamp_(-WEIGHT_MAX, WEIGHT_MAX).reshape(weight.shape)
-    return codes, multipliers, exponents
+    return Quantised(codes, multipliers, exponents)
 
 
 def shared_scales(codes: Tensor, scale_codes: Tensor) -> Tensor:
-    """Scale codes (scales,) in which rows of zeros alone, whose scale is of no account, have that of the row before."""
+    """Scale codes (scales,) in which a row of zeros alone has that of the row before: its own makes no difference."""
     scales = scale_codes.numel()
     live = codes.reshape(scales, -1).abs().amax(1) > 0
     row = torch.where(live, torch.arange(scales, device=codes.device), 0)
@@ -93,7 +98,7 @@ def code_contexts(codes: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = codes.shape
     mean = magnitudes.mean(1)
     told = torch.where(mean > 0, (torch.log2(mean + 1e-9).round() + 5).clamp(1, SPREADS - 1), 0.0)
-    step = max(1, BLOCK // columns)
+    step = max(1, CODES_AT_ONCE // columns)
     blocks = torch.arange(rows, device=codes.device) // step * step
     expect = torch.where(told > 0, torch.exp2(told - 1), 0.0)
     found = 64 + 16 * (magnitudes.cumsum(0) - magnitudes)[blocks]
@@ -139,34 +144,3 @@ def adaptive_bits(counts: Tensor, prior: Tensor | float = 1 / 16) -> Tensor:
     start = torch.zeros_like(counts) + prior
     nats = torch.lgamma((counts + start).sum(-1)) - torch.lgamma(start.sum(-1))
     return (nats.sum() - (torch.lgamma(counts + start) - torch.lgamma(start)).sum()) / math.log(2)
-
-
-class TensorSize(NamedTuple):
-    """What a tensor takes in the model file."""
-
-    name: str
-    parameters: int
-    bits_per_weight: float
-    """Scales and spreads counted."""
-    bytes: float
-    vanished: int
-    """Rows of zeros alone."""
-
-
-def table(tensors: Tensors) -> list[TensorSize]:
-    """The size of each tensor of a model in the order of its config, from `FrameGPT.export` or `read_model`."""
-    bits = 0.0
-
-    def measure(symbols: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        nonlocal bits
-        rows = np.arange(len(symbols))
-        bits += float((PRECISION - np.log2(bounds[rows, symbols + 1] - bounds[rows, symbols])).sum())
-        return symbols
-
-    coder, sizes = WeightCoder(measure), []
-    for name, (codes, scales) in tensors.items():
-        bits = 0.0
-        coder.tensor(name, np.array(codes, np.int64), np.array(scales, np.int64))
-        vanished = int((~np.any(codes, 1)).sum())
-        sizes.append(TensorSize(name, codes.size, bits / codes.size, bits / 8, vanished))
-    return sizes

@@ -1,14 +1,15 @@
-"""What a training says about itself while it runs: a CSV file always, TensorBoard where that is installed."""
+"""What a training reports while it runs: a CSV file always, TensorBoard where that is installed."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.main import replacing
+from ..runtime.disk import replacing
 
 
 class Row(NamedTuple):
@@ -28,15 +29,31 @@ class Row(NamedTuple):
     tokens_per_second: float
     """Trained since the last evaluation."""
     weights_bytes: int
-    """Size of the .vqm."""
+    """Size of the coded weights, to about 1 %; the head of the .vqm, some 300 bytes, comes on top."""
     zip_bytes: int
     """Weights and coded tokens of the segments that the model is for; a zip's decoder comes on top."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """The state after a step or in an evaluation, for a display."""
+
+    done: float
+    """Share of the training that is over."""
+    step: int
+    seconds: float
+    training_bits: float
+    tokens_per_second: float
+    """Trained since the last evaluation."""
+    zip_bytes: int
+    """As of the last evaluation, 0 before."""
+    is_evaluating: bool = False
+
+
 def summary(row: Row, done: float, steps: int | None) -> str:
-    """A line for people; `done` is the share of the training that is over, of so many steps where these are counted."""
+    """A line about an evaluation. done: share of the training that is over; steps: of how many, if they are counted."""
     held_out = "" if math.isnan(row.held_out_bits) else f"held out {row.held_out_bits:.4f} "
-    left = f", {_clock(row.seconds / done - row.seconds)} to go" if done < 1 else ""
+    left = f", {_clock(row.seconds / done - row.seconds)} to go" if 0 < done < 1 else ""
     return (
         f"step {row.step}{f'/{steps}' if steps else ''}  training {row.training_bits:.4f}  {held_out}bits/token  "
         f"zip {row.zip_bytes:,} bytes  {row.tokens_per_second:,.0f} tokens/s  {_clock(row.seconds)}{left}"

@@ -20,10 +20,11 @@ import numpy as np
 
 from ..data.onex import Video, open_video
 from ..data.segments import split_ids
-from ..runtime.codec import make_codec
-from ..runtime.engine import LOGIT_UNIT, Engine
+from ..runtime.arithmetic import LOGIT_UNIT
+from ..runtime.compute import Compute
+from ..runtime.engine import Engine
 from ..runtime.errors import InputError
-from ..runtime.gpt import GPTCodec
+from ..runtime.loading import load_engine
 
 WINDOW, STRIDE = 16, 15
 PROMPT = 8
@@ -45,7 +46,7 @@ class Predictor(Protocol):
         ...
 
 
-class Network:
+class FrameGPTPredictor:
     """A FrameGPT as a predictor, in the exact arithmetic in which it compresses."""
 
     def __init__(self, engine: Engine) -> None:
@@ -55,7 +56,8 @@ class Network:
         return self.engine.start(windows)
 
     def forward(self, state: Any, previous: np.ndarray) -> list[np.ndarray]:
-        logits = [self.engine.ops.host(x) for x in self.engine.forward(state, previous)]
+        with self.engine.ops.settings():
+            logits = [self.engine.ops.host(x) for x in self.engine.forward(state, previous)]
         unit = np.float32(math.log(2) / LOGIT_UNIT)
         return [x.reshape(*previous.shape[:3], -1) * unit for x in logits]
 
@@ -158,9 +160,8 @@ def read_windows(video: Video, starts: list[int], batch_size: int) -> Iterator[n
 
 
 def evaluate(
-    model: bytes, folder: Path, *, batch_size: int = 4, max_windows: int | None = None, device: str = "auto",
-    threads: int | None = None,
-) -> dict[str, Score | None]:  # fmt: skip
+    model: bytes, folder: Path, *, max_windows: int | None = None, compute: Compute
+) -> dict[str, Score | None]:
     """Scores of a .vqm on one of 1X's folders by setting; None for settings that do not apply to a FrameGPT.
 
     Raises InputError, ModelError.
@@ -172,9 +173,7 @@ def evaluate(
             f"{video.path}: expected a window of {WINDOW} frames, {STRIDE} apart, in one clip; the longest clip has "
             f"{max(map(len, video.clips))} frames"
         )
-    codec = make_codec(video.spec, model, device=device, threads=threads)
-    assert isinstance(codec, GPTCodec)
-    network = Network(codec.engine)
+    network, batch_size = FrameGPTPredictor(load_engine(video.spec, model, compute)), compute.batch_size
     return {
         "temporally teacher-forced": teacher_forced(network, read_windows(video, starts, batch_size)),
         f"fully autoregressive after {PROMPT} frames": autoregressive(network, read_windows(video, starts, batch_size)),

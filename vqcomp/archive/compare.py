@@ -1,0 +1,73 @@
+"""Whether an archive decodes to its data: token by token, and other files byte by byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ..data.segments import Segment
+from ..runtime.progress import Progress
+from .reader import Archive
+from .writer import read_pieces
+
+
+def differences(
+    archive: Archive,
+    segments: Mapping[str, Segment],
+    files: Mapping[str, Path],
+    stage: str,
+    progress: Progress,
+    lost: dict[str, str] | None = None,
+) -> Iterator[tuple[str, str]]:
+    """Yield (what is compared with, how the archive's content differs), for each segment and file that does.
+
+    segments and files: by the names that the archive has. Damaged segments go to `lost`; without it they raise
+    DamageError.
+    """
+    for kept in archive.kept:
+        if not _same(archive.contents(kept), read_pieces(files[kept.name])):
+            yield str(files[kept.name]), "other bytes"
+    for name, array in decoded(archive, stage, progress, lost):
+        if difference := _difference(array, segments[name].array()):
+            yield segments[name].label, difference
+
+
+def decoded(
+    archive: Archive, stage: str, progress: Progress, lost: dict[str, str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """All that `archive` decodes to, (name, array), with progress; damaged segments as in `differences`."""
+    progress.begin(stage, len(archive), archive.tokens)
+    try:
+        for item in archive.decode(damaged=lost, advance=lambda n: progress.advance(0, n)):
+            yield item
+            progress.advance(1, 0)
+    finally:
+        progress.end()
+
+
+def _same(found: Iterable[bytes], expected: Iterable[bytes]) -> bool:
+    """Whether two files, each in pieces of any size, are equal."""
+    digests = []
+    for pieces in (found, expected):
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        digests.append(digest.digest())
+    return digests[0] == digests[1]
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> str:
+    """What differs between two arrays, or nothing."""
+    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+        return f"expected {expected.dtype} {expected.shape}, found {found.dtype} {found.shape}"
+    wrong = np.argwhere(found != expected)
+    if len(wrong):
+        at = tuple(int(i) for i in wrong[0])
+        return (
+            f"{len(wrong)} of {prod(found.shape)} tokens, the first at {at}: expected {expected[at]}, found {found[at]}"
+        )
+    return ""

@@ -1,0 +1,77 @@
+"""The command line: each verb parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+
+import click
+
+from ..runtime.errors import VqcompError
+from ..runtime.main import terminate
+from ..training.memory import is_out_of_memory
+from ..version import __version__
+from . import archives, tokens, training
+
+EXAMPLES = """
+\b
+Examples:
+  vqcomp sample-data samples/
+  vqcomp compress samples/ samples.zip
+  vqcomp decompress samples.zip -o restored/
+  vqcomp evaluate samples.zip samples/
+
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 damaged archive, 130 interrupted.
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXAMPLES)
+@click.version_option(__version__, prog_name="vqcomp", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Lossless compression of video tokens into self-contained zips."""
+
+
+for command in (*archives.COMMANDS, *tokens.COMMANDS, *training.COMMANDS):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    # A name that the terminal's encoding lacks must not end a listing.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Asked to end, leave by an exception: temporary files are removed on the way out.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup, and so it shall be
+            signal.signal(number, terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        return cli.main(arguments, prog_name="vqcomp", standalone_mode=False, obj=arguments) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except VqcompError as error:
+        if "--json" in arguments:
+            click.echo(json.dumps({"error": str(error)}))
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        click.echo("error: out of memory; try a smaller --batch-size", err=True)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not complain when it flushes what is left.
+        sys.stdout = None
+        return 1

@@ -1,0 +1,237 @@
+"""compress, decompress, test, list, evaluate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from .. import api, model_files
+from ..archive.reader import Archive
+from ..archive.summary import Summary, summarize
+from ..data.segments import Grid
+from ..runtime import layout
+from ..runtime.compute import Compute
+from ..runtime.restore import report_loss
+from ..world.protocol import Score
+from .options import compute_options, count, options, parse_time
+from .progress import Bar
+
+
+@click.command()
+@click.argument("data", nargs=-1, required=True)
+@click.argument("out")
+@click.option(
+    "--model", default="auto", show_default=True, metavar="NAME|PATH",
+    help="A shipped model, the path of a .vqm or its address on the hub (hf://OWNER/NAME/FILE), none (learn while "
+    "coding), or auto (whatever makes the zip smallest).",
+)  # fmt: skip
+@click.option(
+    "--train", callback=parse_time, metavar="TIME",
+    help="With --model auto: train a network on DATA for so long (90s, 20m, 2h), as one more to choose from.",
+)  # fmt: skip
+@click.option(
+    "--adapt/--no-adapt", default=True, show_default=True,
+    help="Learn while coding on top of a model, too: smaller, but slower than the model alone.",
+)  # fmt: skip
+@click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
+@click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
+@compute_options
+@options("grid", "force", "json", "quiet", "verbose")
+def compress(
+    data: tuple[str, ...], out: str, model: str, train: float | None, adapt: bool, no_verify: bool, skip_bad: bool,
+    compute: Compute, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Compress DATA into the zip OUT.
+
+    DATA is a .npy file, a shard of commaVQ (.tar.gz, or an older .zip), a folder of these, a folder of 1X's world-model
+    data, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are (T, H, W) or (T, H*W),
+    of integers in 0..65535. The zip holds all that it takes to restore them.
+    """
+    left_out: list[str] = []
+
+    def report(line: str) -> None:
+        if line.startswith("left out"):
+            left_out.append(line)
+        if verbose or line.startswith("skipped"):
+            click.echo(line, err=True)
+
+    summary = api.compress(
+        data, out, model=model, train=train, adapt=adapt, grid=grid, force=force, verify=not no_verify,
+        skip_bad=skip_bad, compute=compute, progress=Bar(quiet), report=report,
+    )  # fmt: skip
+    if left_out and not quiet and not verbose:
+        click.echo(f"note: {len(left_out)} files that are no .npy files were left out (-v names them)", err=True)
+    _print_summary(summary, as_json, quiet)
+
+
+@click.command()
+@click.argument("archive")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("-o", "--output", default="decompressed", show_default=True, metavar="DIR", help="Folder to write into.")
+@click.option("--only", multiple=True, metavar="NAME", help="Restore this file or segment alone (may be repeated).")
+@compute_options
+@options("force", "quiet", "verbose")
+def decompress(
+    archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], compute: Compute, force: bool,
+    quiet: bool, verbose: bool,
+) -> int:  # fmt: skip
+    """Restore the files in ARCHIVE, or those named.
+
+    ARCHIVE is a zip or the folder it was unpacked into. Where segments are damaged, the others are restored still.
+    """
+    chosen = {*only, *names} or None
+    restored, lost = api.restore_files(archive, output, chosen, force=force, compute=compute, progress=Bar(quiet))
+    if verbose:
+        for name in restored:
+            click.echo(name, err=True)
+    if lost:
+        click.echo(f"error: {report_loss(lost, len(lost) + len(restored))}", err=True)
+    if not quiet:
+        click.echo(f"restored {count(len(restored), 'file')} into {output}", err=True)
+    return 3 if lost else 0
+
+
+@click.command()
+@click.argument("archive")
+@compute_options
+@options("json", "quiet")
+def test(archive: str, compute: Compute, as_json: bool, quiet: bool) -> None:
+    """Decode all of ARCHIVE and check every checksum; write nothing."""
+    summary = api.check(archive, compute=compute, progress=Bar(quiet))
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    elif not quiet:
+        click.echo(f"{archive}: {count(summary.segments, 'segment')}, {count(summary.tokens, 'token')}: all is well")
+
+
+@click.command("list")
+@click.argument("archive")
+@options("json")
+def list_(archive: str, as_json: bool) -> None:
+    """List the segments in ARCHIVE; runs no model.
+
+    The bytes of segments that share a stream are their part of it by their number of tokens.
+    """
+    with Archive(archive) as opened:
+        table = describe(opened)
+    if as_json:
+        click.echo(json.dumps(table))
+        return
+    width = max(len(row["name"]) for row in table["segments"] + table["files"])
+    click.echo(f"{'name':{width}}  {'dtype':5}  {'shape':>16}  {'bytes':>12}  {'rate':>7}  codec")
+    for row in table["segments"]:
+        shape = "x".join(str(n) for n in row["shape"])
+        coded = f"{row['bytes']:12,}  {row['rate']:7.3f}  {row['codec']}"
+        click.echo(f"{row['name']:{width}}  {row['dtype']:5}  {shape:>16}  {coded}")
+    for file in table["files"]:
+        click.echo(f"{file['name']:{width}}  {'':5}  {'':>16}  {file['bytes']:12,}  {file['rate']:7.3f}  xz")
+    click.echo(f"format {table['format']}, written by vqcomp {table['vqcomp']}")
+    model = table["model"]
+    click.echo(f"model {model['name'] or 'of its own'}, sha256 {model['sha256']}" if model else "model none")
+    sizes = ", ".join(f"{key} {table[key + '_bytes']:,}" for key in ("payload", "weights", "runtime", "files"))
+    click.echo(f"{count(len(table['segments']), 'segment')}, {count(table['tokens'], 'token')}")
+    click.echo(
+        f"{table['raw_bytes']:,} bytes raw, {table['zip_bytes']:,} bytes of zip ({sizes}): rate {table['rate']:.4f}"
+    )
+
+
+def describe(archive: Archive) -> dict[str, Any]:
+    """What `list --json` prints."""
+    manifest, segments = archive.manifest, []
+    for segment in manifest.segments:
+        group = manifest.groups[segment.group]
+        together = sum(manifest.segments[i].tokens for i in group.segments)
+        spec, kind = manifest.coding(segment)
+        raw = segment.tokens * spec.bits / 8
+        share = group.size * segment.tokens / together
+        segments.append(
+            {
+                "name": segment.name,
+                "dtype": segment.dtype.str,
+                "shape": list(segment.shape),
+                "codec": kind.name,
+                "vocabulary": spec.vocabulary,
+                "bytes": round(share),
+                "rate": raw / share if share else 0.0,
+                "group": segment.group,
+            }
+        )
+    summary = asdict(summarize(archive, 0.0))
+    del summary["seconds"], summary["tokens_per_second"], summary["segments"]
+    model = None
+    if manifest.model:
+        size, sha256 = manifest.model
+        model = {"name": model_files.model_name(sha256), "bytes": size, "sha256": sha256}
+    files = [{"name": f.name, "size": f.size, "bytes": f.stored, "rate": f.size / f.stored} for f in archive.kept]
+    head = {"format": layout.FORMAT, "vqcomp": manifest.version, "model": model}
+    return {**head, **summary, "segments": segments, "files": files}
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="ARCHIVE DATA...")
+@click.option(
+    "--protocol", type=click.Choice(["1x"]), help="Score --model on one of 1X's folders: evaluate ... FOLDER."
+)
+@click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
+@click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
+@compute_options
+@options("grid", "json", "quiet")
+def evaluate(
+    paths: tuple[str, ...], protocol: str | None, model: str | None, max_windows: int | None, compute: Compute,
+    grid: Grid | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
+
+    With --protocol 1x, score a model by the metric of 1X's challenge instead; there is no ARCHIVE then.
+    """
+    if protocol:
+        if len(paths) != 1 or not model:
+            raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
+        _print_scores(api.evaluate_1x(model, paths[0], max_windows=max_windows, compute=compute), as_json)
+        return
+    if len(paths) < 2:
+        raise click.UsageError("Missing argument 'DATA'.")
+    summary = api.evaluate(paths[0], paths[1:], grid=grid, compute=compute, progress=Bar(quiet))
+    click.echo(json.dumps(asdict(summary)) if as_json else f"Compression rate: {summary.rate:.4f}")
+
+
+def _print_scores(scores: Mapping[str, Score | None], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({name: score and asdict(score) for name, score in scores.items()}))
+        return
+    for name, score in scores.items():
+        if score is None:
+            click.echo(f"{name}: does not apply, the model predicts all tokens of a frame at once")
+        else:
+            click.echo(
+                f"{name}: cross-entropy {score.cross_entropy:.4f} nats, accuracy {score.accuracy:.4f}, "
+                f"{score.seconds_per_frame:.4f} s/frame ({count(score.windows, 'window')})"
+            )
+
+
+def _print_summary(summary: Summary, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+        return
+    if quiet:
+        return
+    s = summary
+    click.echo(
+        f"{count(s.segments, 'segment')}, {count(s.tokens, 'token')}, "
+        f"{s.seconds:.1f} s, {s.tokens_per_second:,.0f} tokens/s\n"
+        f"raw      {s.raw_bytes:15,} bytes\n"
+        f"zip      {s.zip_bytes:15,} bytes\n"
+        f"  payload{s.payload_bytes:15,} bytes, {s.payload_bits_per_token:.4f} bits/token\n"
+        f"  weights{s.weights_bytes:15,} bytes\n"
+        f"  runtime{s.runtime_bytes:15,} bytes\n"
+        + (f"  files  {s.files_bytes:15,} bytes\n" if s.files_bytes else "")
+        + f"  rest   {s.rest_bytes:15,} bytes\n"
+        f"Compression rate: {s.rate:.4f}"
+    )
+
+
+COMMANDS = (compress, decompress, test, list_, evaluate)

@@ -1,0 +1,49 @@
+"""fetch, sample-data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..data import hub
+from ..data.onex import write_synthetic
+from ..data.synthetic import write_samples
+from .options import count, options
+
+
+@click.command()
+@click.argument("dataset", type=click.Choice(["commavq"]))
+@click.option("--shards", default="0-1", show_default=True, metavar="N-M,...", help="Which; 0-1 are the challenge's.")
+@click.option(
+    "--revision", default=hub.COMMAVQ_REVISION, show_default=True, metavar="REV", help="Commit, tag or branch."
+)
+@click.option("-o", "--output", metavar="DIR", help="Folder to write into  [default: the cache of huggingface_hub]")
+def fetch(dataset: str, shards: str, revision: str, output: str | None) -> None:
+    """Download shards of commaVQ from the Hugging Face hub and print their paths.
+
+    What is there already is not fetched again, what broke off goes on. HF_HOME says where the cache is, HF_TOKEN who
+    asks, and HF_HUB_OFFLINE=1 forbids the network.
+    """
+    for path in hub.fetch_commavq(hub.parse_shards(shards), revision, Path(output) if output else None):
+        click.echo(path)
+
+
+@click.command("sample-data")
+@click.argument("folder", metavar="DIR")
+@click.option("--segments", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N")
+@click.option("--frames", type=click.IntRange(1, 100_000), default=300, show_default=True, metavar="N")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
+@click.option("--layout", type=click.Choice(["npy", "1x"]), default="npy", show_default=True, help="commaVQ's or 1X's.")
+@options("force", "quiet")
+def sample_data(folder: str, segments: int, frames: int, seed: int, layout: str, force: bool, quiet: bool) -> None:
+    """Write synthetic segments into DIR, to try things out with; their rates say nothing about real video."""
+    if layout == "npy":
+        write_samples(Path(folder), segments, frames, seed, force=force)
+    else:
+        write_synthetic(Path(folder), segments * frames, segments, seed, force=force)
+    if not quiet:
+        click.echo(f"wrote {count(segments, 'synthetic segment')} into {folder}", err=True)
+
+
+COMMANDS = (fetch, sample_data)

@@ -1,0 +1,45 @@
+"""Where and how to compute. None of it changes a byte of what comes out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+from dataclasses import dataclass
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how to compute. Raises InputError for values that cannot be meant."""
+
+    device: str = "auto"
+    """auto (CUDA if there is one, else torch on the CPU, else NumPy), numpy, cpu, cuda or cuda:N."""
+    threads: int | None = None
+    """Threads of a process; None for as many as its share of the CPUs."""
+    jobs: int | None = None
+    """Processes that code groups side by side where the codec learns; None for half the CPUs."""
+    batch_size: int = 16
+    """Segments that are computed together, and in memory at a time."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|numpy|cpu|cuda(:\d+)?", self.device):
+            raise InputError(f"device: expected auto, numpy, cpu, cuda or cuda:N, found {self.device}")
+        for name in ("threads", "jobs", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise InputError(f"{name.replace('_', ' ')}: expected an integer of at least 1, found {value}")
+
+    @property
+    def processes(self) -> int:
+        """How many processes to use: one inside a process that may not start others, such as a DataLoader's."""
+        if multiprocessing.current_process().daemon:
+            return 1
+        # A codec that learns keeps about two CPUs busy.
+        return self.jobs or max(1, cpus() // 2)
+
+
+def cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

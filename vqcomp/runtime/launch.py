@@ -1,0 +1,75 @@
+"""What decompress.py runs first: reads the options and sees to NumPy, then leaves the rest to main.py.
+
+Imports no more than Python has, until it is known that there is more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+NUMPY = "numpy==2.2.6" if sys.version_info < (3, 14) else "numpy<3"
+"""What to install; any NumPy will do if one is there. Without hashes: those of all its wheels take 2 kB."""
+
+
+def main(here: str) -> int:
+    """Restore the archive unpacked at `here` into $OUTPUT_DIR; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="decompress.py", description="Restore the files in this archive into $OUTPUT_DIR."
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="restore these alone")
+    parser.add_argument("--device", default="auto", help="auto, numpy, cpu, cuda or cuda:N")
+    parser.add_argument("--batch-size", type=int, default=16, help="segments computed together (default: 16)")
+    parser.add_argument("-T", "--threads", type=int, help="threads of a process")
+    parser.add_argument("-j", "--jobs", type=int, help="processes (default: half the CPUs)")
+    options = parser.parse_args()
+    try:
+        # Many small products: threads that wait for each other cost more than they save.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if not (has_numpy() or install_numpy()):
+            print(f'error: NumPy is missing; install it: "{sys.executable}" -m pip install "{NUMPY}"', file=sys.stderr)
+            return 1
+        from .coder import CONSTRICTION, constriction
+        from .main import restore_here
+
+        if not constriction:
+            print(
+                f"note: constriction {CONSTRICTION} is not here; without it, decoding takes a little longer",
+                file=sys.stderr,
+            )
+        return restore_here(here, options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def has_numpy() -> bool:
+    """Whether it is here and can be imported."""
+    try:
+        importlib.import_module("numpy")
+    except ImportError:
+        return False
+    return True
+
+
+def install_numpy() -> bool:
+    """Into a private temporary folder that goes away when Python ends; whether that went well."""
+    if os.environ.get("VQCOMP_NO_PIP", "0") not in ("", "0"):
+        return False
+    folder = tempfile.mkdtemp(prefix="vqcomp-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # -I: pip runs no module of the working folder. No builds: they would run what a stranger's package says.
+    command = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--target", folder, NUMPY]
+    print("installing", NUMPY, "into", folder, file=sys.stderr)
+    subprocess.run(command, check=False, stdout=sys.stderr, env={**os.environ, "PIP_USER": "0"})
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    return has_numpy()

@@ -1,0 +1,201 @@
+"""Reading an unpacked archive: segments from its streams. FORMAT.md describes the layout."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+
+from .codec import Advance, Codec
+from .compute import Compute
+from .errors import ArchiveError, DamageError, FormatError, InputError
+from .kinds import make_codec
+from .layout import MANIFEST, MANIFEST_LIMIT, MODEL, STREAMS
+from .manifest import Group, parse
+from .spec import TokenSpec
+
+ReaderType = TypeVar("ReaderType", bound="Reader")
+
+
+def joined(tokens: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
+    """Ids (T, S) from their factors (T, S, F), the first varying fastest."""
+    ids = np.zeros(tokens.shape[:2], np.int64)
+    for f in reversed(range(len(factors))):
+        ids = ids * factors[f] + tokens[..., f]
+    return ids
+
+
+def token_bytes(tokens: np.ndarray) -> bytes:
+    """What checksums cover: factors (T, S, F) as little-endian int32."""
+    return np.ascontiguousarray(tokens, "<i4").tobytes()
+
+
+class Reader:
+    """An archive that was unpacked into a folder, opened for decoding. Use it in a `with`.
+
+    Opening reads the manifest and runs no model. Raises FormatError, DamageError or UnsafeNameError, and InputError
+    for a file that cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], compute: Compute | None = None) -> None:
+        self.path, self.compute = Path(path), compute or Compute()
+        self._codecs: dict[int, Codec] = {}
+        try:
+            self.manifest = parse(self.read(MANIFEST, MANIFEST_LIMIT))
+            self._streams, self._start, found = self.open_stored(STREAMS)
+            expected = sum(g.size for g in self.manifest.groups)
+            if found != expected:
+                self._streams.close()
+                raise FormatError(
+                    f"{STREAMS}: expected {expected} bytes, found {found}; the archive is cut short or damaged"
+                )
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except ArchiveError as error:
+            raise type(error)(f"{path}: {error}") from error
+        self._segments = {s.name: s for s in self.manifest.segments}
+
+    def __enter__(self: ReaderType) -> ReaderType:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._streams.close()
+        for codec in self._codecs.values():
+            codec.close()
+
+    def read(self, entry: str, limit: int) -> bytes:
+        """The bytes of an entry. Raises FormatError where it is missing or exceeds `limit`, DamageError if damaged."""
+        try:
+            with open(self.path / entry, "rb") as handle:
+                data = handle.read(limit + 1)
+        except FileNotFoundError as error:
+            raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
+        if len(data) > limit:
+            raise FormatError(f"{entry}: expected at most {limit} bytes")
+        return data
+
+    def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
+        """(open file, where an entry that is stored starts in it, its size). Raises FormatError if missing."""
+        try:
+            handle = open(self.path / entry, "rb")
+        except FileNotFoundError as error:
+            raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
+        return handle, 0, os.fstat(handle.fileno()).st_size
+
+    def _stream(self, group: Group) -> bytes:
+        self._streams.seek(self._start + group.offset)
+        data = self._streams.read(group.size)
+        if len(data) != group.size or zlib.crc32(data) != group.crc32:
+            raise DamageError("its stream's checksum does not match")
+        return data
+
+    def _codec(self, index: int) -> Codec:
+        if index not in self._codecs:
+            (spec, kind), model = self.manifest.codings[index], None
+            if kind.has_network:
+                assert self.manifest.model
+                size, sha256 = self.manifest.model
+                try:
+                    model = self.read(MODEL, size)
+                except FormatError as error:
+                    raise DamageError(str(error)) from error
+                if len(model) != size or hashlib.sha256(model).hexdigest() != sha256:
+                    raise DamageError(f"{MODEL} is damaged: its checksum does not match")
+            self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=self.compute)
+        return self._codecs[index]
+
+    def decode(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        damaged: dict[str, str] | None = None,
+        advance: Advance | None = None,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, array) in the archive's order, of the named segments or of all.
+
+        About compute.batch_size segments, or a group for each process, are in memory at a time. Every array has passed
+        its CRC. Damaged segments are left out and named in `damaged`, name -> reason; without it they raise
+        DamageError. After all segments, the hash of the whole is checked too. `advance` is called with the number of
+        newly decoded tokens, those of other segments in the same streams included. Raises InputError on an unknown
+        name.
+        """
+        wanted = set(self._segments) if names is None else set(names)
+        for name in sorted(wanted - set(self._segments)):
+            raise InputError(f"{self.path}: no segment {name!r} inside; `vqcomp list` shows the names")
+        lost: dict[str, str] = {}
+        whole = hashlib.sha256()
+        for batch in self._batches(wanted):
+            for group, streams in self._decode_groups(batch, lost, advance):
+                for i, tokens in zip(group.segments, streams):
+                    segment = self.manifest.segments[i]
+                    data = token_bytes(tokens)
+                    if zlib.crc32(data) != segment.crc32:
+                        lost[segment.name] = "the tokens' checksum does not match"
+                    elif segment.name in wanted:
+                        whole.update(data)
+                        ids = joined(tokens, self._spec(group).factors)
+                        yield segment.name, ids.astype(segment.dtype).reshape(segment.shape)
+            found = {name: reason for name, reason in lost.items() if name in wanted}
+            if damaged is not None:
+                damaged.update(found)
+            elif found:
+                reasons = "; ".join(f"segment {name!r}: {reason}" for name, reason in found.items())
+                raise DamageError(f"{self.path}: {reasons}")
+        if len(wanted) == len(self._segments) and not lost and whole.hexdigest() != self.manifest.sha256:
+            raise DamageError(
+                f"{self.path}: the hash of all tokens does not match, though each segment's checksum does"
+            )
+
+    def _spec(self, group: Group) -> TokenSpec:
+        return self.manifest.codings[group.coding].spec
+
+    def _batches(self, wanted: set[str]) -> Iterator[list[Group]]:
+        """Groups that hold wanted segments, in lists of one coding and about compute.batch_size segments."""
+        largest = max(len(g.segments) for g in self.manifest.groups)
+        batch_size = max(self.compute.batch_size, self.compute.processes * largest)
+        batch: list[Group] = []
+        for group in self.manifest.groups:
+            if not any(self.manifest.segments[i].name in wanted for i in group.segments):
+                continue
+            count = sum(len(g.segments) for g in batch) + len(group.segments)
+            if batch and (count > batch_size or batch[0].coding != group.coding):
+                yield batch
+                batch = []
+            batch.append(group)
+        if batch:
+            yield batch
+
+    def _decode_groups(
+        self, groups: list[Group], lost: dict[str, str], advance: Advance | None
+    ) -> Iterator[tuple[Group, list[np.ndarray]]]:
+        """Yield (group, its segments (T, S, F)); segments of groups that cannot be decoded go to `lost`."""
+        healthy: list[Group] = []
+        streams: list[bytes] = []
+        for group in groups:
+            try:
+                streams.append(self._stream(group))
+                healthy.append(group)
+            except DamageError as error:
+                self._lose(group, error, lost)
+        frames = [[self.manifest.segments[i].shape[0] for i in g.segments] for g in healthy]
+        try:
+            decoded = self._codec(healthy[0].coding).decode(streams, frames, advance) if healthy else []
+        except DamageError as error:
+            if len(healthy) == 1:
+                self._lose(healthy[0], error, lost)
+            else:
+                for group in healthy:
+                    yield from self._decode_groups([group], lost, advance)
+            return
+        yield from zip(healthy, decoded)
+
+    def _lose(self, group: Group, reason: Exception, lost: dict[str, str]) -> None:
+        lost.update({self.manifest.segments[i].name: str(reason) for i in group.segments})
