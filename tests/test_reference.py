@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import random_segment, random_tensors, tiny_config
-from reference_decoder import RangeDecoder, decode_adaptive, decode_archive
+from reference_decoder import RangeDecoder, decode_archive, decode_group
 
 import vqcomp
 from vqcomp.runtime.adapt import AdaptiveCodec
@@ -73,8 +73,8 @@ def adaptive(spec: TokenSpec, segments: list[np.ndarray]) -> int:
     """Code a group by vqcomp, decode it by the reference; return the stream's first decision."""
     (stream,) = AdaptiveCodec(spec).encode([segments])
     words = struct.unpack(f"<{len(stream) // 4}I", stream)
-    table = {"height": spec.height, "width": spec.width, "factors": list(spec.factors)}
-    found = decode_adaptive(RangeDecoder(words), table, [len(s) for s in segments], None)
+    table = {"height": spec.height, "width": spec.width, "factors": list(spec.factors), "codec": "adaptive"}
+    found = decode_group(RangeDecoder(words), table, [len(s) for s in segments], None)
     assert found == [s.tolist() for s in segments]
     return RangeDecoder(words).bit(1)
 
