@@ -39,14 +39,24 @@ def samples(arrays: dict[str, np.ndarray]) -> list[Member]:
     return [member for name, array in arrays.items() for member in sample(name, array)]
 
 
-def tar_bytes(members: Sequence[Member]) -> bytes:
+def tar_bytes(members: Sequence[Member], special: Sequence[tarfile.TarInfo] = ()) -> bytes:
+    """A tar of members and, after them, of what has no data of its own: links, devices."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+        for info in special:
+            tar.addfile(info)
     return buffer.getvalue()
+
+
+def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
+    """A member of a tar that is a link, a device or a named pipe: tarfile.SYMTYPE, LNKTYPE, ..."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
 
 
 def write_shard(path: Path, members: Sequence[Member]) -> Path:

@@ -84,7 +84,7 @@ def test_a_submission_passes_the_official_evaluation(shards, tmp_path, model, hi
     archive = tmp_path / "compression_challenge_submission.zip"
     paths = [str(path) for path in sorted(shards.glob("*.tar.gz"))]
     if model == "network":
-        from vqcomp.data.segments import COMMAVQ
+        from vqcomp.data.specs import COMMAVQ
         from vqcomp.model_files import shipped_models
 
         fitting = [name for name, m in shipped_models().items() if m.spec == COMMAVQ]

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from vqcomp.data.segments import COMMAVQ
+from vqcomp.data.specs import COMMAVQ
 from vqcomp.model_files import shipped_models
 from vqcomp.runtime.errors import ModelError
 from vqcomp.runtime.spec import TokenSpec

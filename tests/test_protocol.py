@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from networks import random_tensors, tiny_config
 
 from vqcomp.cli import run
-from vqcomp.data.onex import open_video, write_synthetic, write_video
+from vqcomp.data.onex import open_video
+from vqcomp.data.onex_write import write_video
+from vqcomp.data.synthetic import write_synthetic
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import InputError, ModelError

@@ -19,7 +19,6 @@ from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
 from vqcomp.runtime.loading import self_test
-from vqcomp.runtime.reader import joined
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import write_model
 
@@ -34,7 +33,7 @@ def arrays(spec: TokenSpec) -> dict[str, np.ndarray]:
     for i, length in enumerate(LENGTHS):
         tokens = random_segment(spec, length, seed=i)
         tokens[:, ::2] = tokens[0, ::2]
-        found[f"segment{i}.npy"] = joined(tokens, spec.factors).reshape(-1, 2, 3).astype(np.int32)
+        found[f"segment{i}.npy"] = spec.join(tokens).reshape(-1, 2, 3).astype(np.int32)
     return found
 
 

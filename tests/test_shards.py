@@ -6,20 +6,24 @@ import gzip
 import json
 import random
 import re
+import shutil
+import subprocess
+import tarfile
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
 from conftest import files_in, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import npy, sample, samples, segments, tar_bytes, write_shard, write_zip
+from layouts import npy, sample, samples, segments, special, tar_bytes, write_shard, write_zip
 
 import vqcomp
 from vqcomp.cli import run
-from vqcomp.data import shards
-from vqcomp.data.segments import COMMAVQ
+from vqcomp.data import containers
 from vqcomp.data.sources import find_segments
+from vqcomp.data.specs import COMMAVQ
 from vqcomp.runtime.errors import InputError
 
 
@@ -103,7 +107,14 @@ def test_a_folder_of_shards_zips_and_arrays_is_one_data_set(tmp_path):
     expected = first | second | {f"{n}.npy": a for n, a in third.items()} | {"single.npy": tokens((3, 8, 16))}
     assert_same(arrays_of(found), expected)
     assert [s.name for s in found.segments][:4] == [*first, *second], "shards come in order, and segments as they lie"
-    assert found.left_out == ["old-data_0_to_2500.zip", "pose_data_0_to_2500.zip"]
+    assert found.left_out == {
+        "data-0000.tar.gz: *.json": 2,
+        "data-0000.tar.gz: *.pose.npy": 2,
+        "data-0001.tar.gz: *.json": 2,
+        "data-0001.tar.gz: *.pose.npy": 2,
+        "old-data_0_to_2500.zip": 1,
+        "pose_data_0_to_2500.zip": 1,
+    }
 
 
 def test_archives_in_a_folder_are_left_out(tmp_path):
@@ -111,7 +122,7 @@ def test_archives_in_a_folder_are_left_out(tmp_path):
     data.mkdir()
     (data / "a.npy").write_bytes(npy(tokens((3, 8, 16))))
     vqcomp.compress(data, data / "a.zip", model="none")
-    assert find_segments(data).left_out == ["a.zip"]
+    assert find_segments(data).left_out == {"a.zip": 1}
 
 
 def broken(members, change):
@@ -188,7 +199,7 @@ def test_compressing_bad_shards_leaves_nothing_or_does_the_rest_and_lists_what_i
     with vqcomp.open(tmp_path / "out.zip") as archive:
         assert_same(dict(archive), GOOD)
     assert run(["compress", str(tmp_path / "big.npy"), str(tmp_path / "no.zip"), "--skip-bad"]) == 1
-    assert re.search(r"all segments were skipped.*big\.npy", capsys.readouterr().err)
+    assert re.search(r"everything was skipped.*big\.npy", capsys.readouterr().err)
     (tmp_path / "empty").mkdir()
     assert run(["compress", str(tmp_path / "empty"), str(tmp_path / "no.zip")]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'empty'}: found no segments")
@@ -273,6 +284,197 @@ def test_a_damaged_member_of_a_zip_is_refused_or_skipped_alone(tmp_path):
         find_segments(path)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.lists(st.booleans(), min_size=4, max_size=4))
+def test_tars_after_one_another_are_read_to_the_end(tmp_path_factory, counts, zipped):
+    """As `cat a.tgz b.tgz` makes them; each may be empty, and a .tar may be padded."""
+    expected, whole = segments(sum(counts)), b""
+    names = list(expected)
+    for i, count in enumerate(counts):
+        members = samples({name: expected[name] for name in names[:count]})
+        names = names[count:]
+        part = tar_bytes(members)
+        whole += gzip.compress(part, mtime=0) if zipped[0] else part + bytes(512) * zipped[i]
+    path = tmp_path_factory.getbasetemp() / "several.tar.gz"
+    path.write_bytes(whole)
+    if expected:
+        found = find_segments(path, keep_all=True)
+        assert_same(arrays_of(found), expected)
+        others = {name: data for name, data in samples(expected) if not name.endswith(".token.npy")}
+        assert {f.name: b"".join(f.pieces()) for f in found.files} == others
+    else:
+        with pytest.raises(InputError, match="several"):
+            find_segments(path)
+
+
+def test_what_follows_a_tar_and_is_none_is_refused(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes(samples(GOOD)) + b"more" * 1000)
+    with pytest.raises(InputError, match=r"a\.tar: the file is truncated or damaged after the member"):
+        find_segments(path)
+    assert_same(arrays_of(find_segments(path, skip_bad=True)), GOOD)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_hard_links_are_what_they_lead_to(tmp_path, zipped):
+    name, array = next(iter(GOOD.items()))
+    members = [*samples(GOOD), ("k.json", json.dumps({"file_name": NAME}).encode()), ("n", b"n")]
+    links = [
+        special("k.token.npy", tarfile.LNKTYPE, f"key_of_{name}.token.npy"),
+        special("k.pose.npy", tarfile.LNKTYPE, f"key_of_{name}.pose.npy"),
+        special("l.token.npy", tarfile.LNKTYPE, "k.token.npy"),
+        special("l.json", tarfile.LNKTYPE, "k2.json"),
+    ]
+    second = ("k2.json", json.dumps({"file_name": "e" * 32 + "_1"}).encode())
+    data = tar_bytes([*members, second], links)
+    path = tmp_path / "data-0000.tar.gz"
+    path.write_bytes(gzip.compress(data) if zipped else data)
+    with pytest.raises(InputError, match=r"k2\.json: expected a k2\.token\.npy"):
+        find_segments(path)
+    found = find_segments(path, skip_bad=True, keep_all=True)
+    assert_same(arrays_of(found), {**GOOD, NAME: array, "e" * 32 + "_1": array})
+    assert [s.maximum() for s in found.segments] == [int(s.array().max()) for s in found.segments]
+    kept = {f.name: b"".join(f.pieces()) for f in found.files}
+    assert kept["k.pose.npy"] == dict(members)[f"key_of_{name}.pose.npy"]
+    assert kept["l.json"] == second[1]
+    assert kept["n"] == b"n"
+
+
+UNREADABLE = {
+    "a symbolic link": lambda name: special(name, tarfile.SYMTYPE, "elsewhere"),
+    "a device": lambda name: special(name, tarfile.CHRTYPE),
+    "a named pipe": lambda name: special(name, tarfile.FIFOTYPE),
+    "a hard link to what is not before it": lambda name: special(name, tarfile.LNKTYPE, "nothing"),
+    "a sparse file": lambda name: special(name, tarfile.GNUTYPE_SPARSE),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_members_that_cannot_be_read_are_refused_if_of_a_sample_and_else_noted_by_name(tmp_path, kind):
+    make = UNREADABLE[kind]
+    path = tmp_path / "data-0000.tar"
+    path.write_bytes(tar_bytes(samples(GOOD), [make("notes/other")]))
+    for keep_all in (False, True):
+        found = find_segments(path, keep_all=keep_all)
+        assert_same(arrays_of(found), GOOD)
+        assert found.left_out[f"data-0000.tar: notes/other ({kind})"] == 1
+        assert found.left_out_count == (1 if keep_all else 1 + 2 * len(GOOD))
+    path.write_bytes(tar_bytes([*samples(GOOD), sample(NAME, tokens((2, 8, 16)), "k")[0]], [make("k.token.npy")]))
+    with pytest.raises(InputError, match=rf"tar: k\.token\.npy: expected a regular file, found {kind}"):
+        find_segments(path)
+    found = find_segments(path, skip_bad=True)
+    assert_same(arrays_of(found), GOOD)
+    assert len(found.skipped) == 1
+
+
+def test_a_link_in_a_zip_is_not_taken_for_an_array(tmp_path):
+    path = write_zip(tmp_path / "old.zip", [("a.npy", npy(tokens((2, 8, 16))))])
+    link = zipfile.ZipInfo("b.npy")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "a.npy")
+    with pytest.raises(InputError, match=r"old\.zip: b\.npy: expected a regular file, found a symbolic link"):
+        find_segments(path)
+    assert [s.name for s in find_segments(path, skip_bad=True).segments] == ["a.npy"]
+
+
+def test_a_sparse_member_of_a_real_tar_is_not_taken_for_its_stored_bytes(tmp_path):
+    if not shutil.which("tar"):
+        pytest.skip("needs GNU tar")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with open(folder / "a.npy", "wb") as handle:
+        np.save(handle, np.ones((1, 8, 16), np.int64))
+        handle.truncate(1 << 24)
+    for form in ("gnu", "pax"):
+        command = ["tar", f"--format={form}", "-S", "-cf", str(tmp_path / "a.tar"), "a.npy"]
+        if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
+            pytest.skip("needs GNU tar")
+        if (tmp_path / "a.tar").stat().st_size > 1 << 20:
+            pytest.skip("the file system has no sparse files")
+        with pytest.raises(InputError, match=r"a\.tar: a\.npy: expected a regular file, found a sparse file"):
+            find_segments(tmp_path / "a.tar")
+
+
+def test_other_members_are_counted_when_left_out_and_come_back_when_kept(tmp_path, capsys):
+    members = samples(GOOD)
+    write_shard(tmp_path / "data/x/data-0000.tar.gz", [*members, ("readme", b"words")])
+    write_zip(tmp_path / "data/old.zip", [("b.npy", npy(tokens((2, 8, 16)))), ("docs/about.txt", b"about")])
+    data, archive = str(tmp_path / "data"), str(tmp_path / "out.zip")
+    assert run(["compress", data, archive, "--model", "none", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["left_out"] == 2 * len(GOOD) + 2
+    assert f"left out, no tokens: {2 * len(GOOD) + 2} files" in printed.err
+    assert run(["compress", data, archive, "--model", "none", "-f", "-v"]) == 0
+    printed = capsys.readouterr().err
+    assert "left out, no tokens: x/data-0000.tar.gz: *.pose.npy (3 members)" in printed
+    assert "left out, no tokens: old.zip: *.txt" in printed
+    assert run(["compress", data, archive, "--model", "none", "-f", "--keep-all"]) == 0
+    assert "left out" not in capsys.readouterr().err
+    assert run(["evaluate", archive, data]) == 0
+    vqcomp.decompress(archive, tmp_path / "back")
+    expected = {name: content for name, content in members if not name.endswith(".token.npy")}
+    expected |= {"readme": b"words", "docs/about.txt": b"about"}
+    assert files_in(tmp_path / "back") == {*expected, *GOOD, "b.npy"}
+    for name, content in expected.items():
+        assert (tmp_path / "back" / name).read_bytes() == content
+
+
+def test_kept_members_that_clash_are_refused_by_both_names_or_skipped_once(tmp_path):
+    for i in (0, 1):
+        shard = samples(segments(1, first=i))
+        write_shard(tmp_path / f"data-000{i}.tar.gz", [*shard, ("readme", b"%d" % i)])
+    find_segments(tmp_path)
+    with pytest.raises(InputError, match=r"data-0001\.tar\.gz: readme: duplicate names: 'readme' and 'readme'"):
+        find_segments(tmp_path, keep_all=True)
+    found = find_segments(tmp_path, keep_all=True, skip_bad=True)
+    assert len(found.skipped) == 1
+    assert [b"".join(f.pieces()) for f in found.files if f.name == "readme"] == [b"0"]
+
+
+def test_a_shard_that_is_not_there_is_called_missing(tmp_path):
+    for name in ("data-0000.tar.gz", "data-0000.tar", "old.zip"):
+        with pytest.raises(InputError, match=re.escape(str(tmp_path / name)) + ": missing: there is no such file") as e:
+            find_segments(tmp_path / name)
+        assert "damaged" not in str(e.value)
+
+
+def test_a_shard_that_changes_after_it_was_looked_through_is_refused(tmp_path):
+    path = write_shard(tmp_path / "data-0000.tar.gz", samples(GOOD))
+    found = find_segments(path, keep_all=True)
+    found.segments[0].pack._handle.close()
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"data-0000\.tar\.gz: key.*cannot be read"):
+        found.segments[0].array()
+    with pytest.raises(InputError, match=r"data-0000\.tar\.gz: key.*cannot be read"):
+        list(found.files[0].pieces())
+
+
+def test_errors_name_the_option_that_cures_them_and_the_summary_counts_what_it_skipped(tmp_path, capsys):
+    path = write_shard(tmp_path / "data-0000.tar.gz", samples(GOOD) + BAD["no json"][0])
+    with pytest.raises(InputError, match=r"--skip-bad .* leaves it out and does the rest"):
+        vqcomp.compress(path, tmp_path / "out.zip", model="none")
+    assert run(["compress", str(path), str(tmp_path / "out.zip"), "--model", "none", "--skip-bad", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 1
+    (tmp_path / "bad.npy").write_bytes(b"")
+    with pytest.raises(InputError, match=r"empty file$"):
+        vqcomp.compress(tmp_path / "bad.npy", tmp_path / "no.zip", model="none")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_a_file_name_that_is_no_string_is_shown_as_json_has_it(tmp_path_factory, value):
+    members = [("k.token.npy", npy(tokens((2, 8, 16)))), ("k.json", json.dumps({"file_name": value}).encode())]
+    path = write_shard(tmp_path_factory.getbasetemp() / "json.tar.gz", members)
+    with pytest.raises(InputError, match=r"k\.json: expected a string as file_name") as error:
+        find_segments(path)
+    assert str(error.value).rpartition("found ")[2][:57] == json.dumps(value)[:57]
+
+
 def test_what_holds_no_tokens_is_refused_by_itself(tmp_path):
     path = write_shard(tmp_path / "a.tar.gz", [("readme.txt", b"none here")])
     with pytest.raises(InputError, match=r"a\.tar\.gz: expected .*found neither"):
@@ -288,5 +490,5 @@ def test_containers_are_closed(tmp_path):
         ):
             found = find_segments(path)
             pack = found.segments[0].pack
-            assert isinstance(pack, shards.Tar | shards.Zip)
+            assert isinstance(pack, containers.Tar | containers.Zip)
             del found, pack

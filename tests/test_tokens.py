@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
-from conftest import tokens
+from conftest import files_in, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqcomp.data.segments import COMMAVQ, find_specs
+import vqcomp
 from vqcomp.data.sources import find_segments
+from vqcomp.data.specs import COMMAVQ, find_specs
+from vqcomp.data.synthetic import write_synthetic
 from vqcomp.runtime.errors import InputError
 from vqcomp.runtime.spec import TokenSpec
 
@@ -30,7 +33,7 @@ def write(path, array):
 def find(data, grid=None):
     """(segments, names of files left out)"""
     found = find_segments(data, grid)
-    return found.segments, found.left_out
+    return found.segments, list(found.left_out)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -147,6 +150,7 @@ WRONG_FILES = {
     "header that calls": (npy().replace(b"'descr'", b"print(1"), "header cannot be read"),
     "unknown version": (b"\x93NUMPY\x09\x00" + npy()[8:], "header"),
     "cut in the data": (npy()[:-1], r"expected 1152 bytes for \(4, 8, 16\) int16, found 1151; the file is truncated"),
+    "a truth value for a number": (npy().replace(b"(4, 8, 16), }", b"(True, 8, 16)}"), "shape is not of integers"),
     "without data": (npy()[:128], "the file is truncated"),
     "two arrays": (npy() * 2, "remove what follows"),
 }
@@ -195,7 +199,7 @@ def test_ids_out_of_range_are_refused_by_name(tmp_path, array, found):
 
 
 def test_missing_empty_and_special_inputs_are_refused(tmp_path):
-    with pytest.raises(InputError, match="missing: cannot be read: No such file"):
+    with pytest.raises(InputError, match="missing: missing: there is no such file"):
         find(tmp_path / "missing")
     with pytest.raises(InputError, match="it is empty"):
         find(tmp_path)
@@ -207,14 +211,45 @@ def test_missing_empty_and_special_inputs_are_refused(tmp_path):
     with pytest.raises(InputError, match="found neither"):
         find(tmp_path / "notes.txt")
     (tmp_path / "gone.npy").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"gone\.npy: cannot be read"):
+    with pytest.raises(InputError, match=r"gone\.npy: missing: this link leads to a file that does not exist"):
         find(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_named_like_a_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
-    with pytest.raises(InputError, match=r"pipe\.npy: expected a regular file"):
+    with pytest.raises(InputError, match=r"pipe\.npy: expected a regular file, found a named pipe"):
+        find(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip", "pipe", "val/metadata.json", "val/video.bin", "val/actions"])
+def test_pipes_are_never_opened_whatever_is_read(tmp_path, name):
+    """Reading one would wait forever."""
+    write(tmp_path / "good.npy", tokens((2, 8, 16)))
+    if name.startswith("val/"):
+        write_synthetic(tmp_path / "val", 4, version="v0.0.1")
+        (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    if name == "pipe":
+        assert find(tmp_path)[1] == ["pipe"]
+        with pytest.raises(InputError, match="pipe: expected a regular file, found a named pipe"):
+            find_segments(tmp_path, keep_all=True)
+    else:
+        with pytest.raises(InputError, match=re.escape(name) + ": expected a regular file, found a named pipe"):
+            find(tmp_path)
+    with pytest.raises(InputError, match="expected a regular file, found a named pipe"):
+        find(tmp_path / name)
+    found = find_segments(tmp_path, skip_bad=True)
+    assert [s.name for s in found.segments] == ["good.npy"]
+    assert len(found.skipped) == (name != "pipe")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="needs devices")
+@pytest.mark.parametrize("name", ["a.npy", "a.tar.gz"])
+def test_devices_are_never_opened(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/null")
+    with pytest.raises(InputError, match=re.escape(name) + ": expected a regular file, found a device"):
         find(tmp_path)
 
 
@@ -250,11 +285,72 @@ def test_unreadable_files_and_folders_are_refused_by_name(tmp_path):
         (["a\nb"], "control characters"),
         (["a\0b"], "control characters"),
         (["a\udcff"], "not Unicode"),
+        (["x/" + "a" * 256], "too long: expected at most 255 bytes of UTF-8 between slashes"),
+        (["\u00e9" * 128 + "/x"], "too long: .*found 256 and 258"),
+        (["a/" * 1024 + "a"], "too long: .*2048 in all, found 1 and 2049"),
     ],
 )
 def test_names_that_cannot_be_restored_everywhere_are_refused(names, message):
     with pytest.raises(InputError, match=message):
         find({name: tokens((1, 2, 2)) for name in names})
+
+
+def test_the_longest_names_that_are_taken_can_be_restored(tmp_path):
+    names = ["a" * 255, "\u00e9" * 127 + "b", "/".join(["c" * 200] * 8)]
+    data = {name: tokens((1, 2, 2)) for name in names}
+    vqcomp.compress(data, tmp_path / "a.zip", model="none")
+    assert vqcomp.decompress(tmp_path / "a.zip", tmp_path / "back") == sorted(names)
+    assert files_in(tmp_path / "back") == set(names)
+
+
+@pytest.mark.parametrize(
+    ("data", "grid", "message"),
+    [
+        ({5: tokens((1, 2, 2))}, None, "expected names of type str, found one of type int"),
+        ({None: tokens((1, 2, 2))}, None, "expected names of type str, found one of type NoneType"),
+        ({"a": [[1], [1, 2]]}, None, "'a': expected an array of integers"),
+        (tokens((1, 2, 2)), None, "an array needs a name"),
+        (5, None, "data: expected a path"),
+        ([5], None, "data: expected a path"),
+        ({"a": tokens((1, 16))}, (4.0, 4.0), r"grid: expected two positive integers \(H, W\)"),
+        ({"a": tokens((1, 16))}, (4, -4), "grid: expected two positive integers"),
+        ({"a": tokens((1, 16))}, (4, 2, 2), "grid: expected two positive integers"),
+        ({"a": tokens((1, 16))}, 16, "grid: expected two positive integers"),
+        ({"a": tokens((1, 16))}, "4x", "grid: expected two positive integers"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(data, grid, message):
+    with pytest.raises(InputError, match=message):
+        find_segments(data, grid)
+
+
+def test_a_grid_may_be_of_any_integers():
+    assert find({"a": tokens((1, 16))}, [np.int64(2), 8])[0][0].grid == (2, 8)
+
+
+def test_other_files_of_a_folder_are_kept_on_request(tmp_path):
+    data = tmp_path / "data"
+    write(data / "a.npy", tokens((2, 8, 16)))
+    (data / "notes").mkdir()
+    (data / "notes/readme.txt").write_text("not tokens")
+    (data / "empty").touch()
+    (data / "pose.zip").write_bytes(b"")  # said to hold no tokens by its name
+    assert find(data)[1] == ["empty", "notes/readme.txt", "pose.zip"]
+    summary = vqcomp.compress(data, tmp_path / "few.zip", model="none")
+    assert (summary.left_out, summary.skipped) == (3, 0)
+    summary = vqcomp.compress(data, tmp_path / "all.zip", model="none", keep_all=True)
+    assert (summary.left_out, summary.skipped) == (0, 0)
+    vqcomp.decompress(tmp_path / "all.zip", tmp_path / "back")
+    names = files_in(data)
+    assert files_in(tmp_path / "back") == names
+    for name in names - {"a.npy"}:
+        assert (tmp_path / "back" / name).read_bytes() == (data / name).read_bytes()
+    for archive in ("few.zip", "all.zip"):
+        vqcomp.evaluate(tmp_path / archive, data)
+    (data / "notes/readme.txt").write_text("other words")
+    vqcomp.evaluate(tmp_path / "few.zip", data)
+    with pytest.raises(InputError, match=r"readme\.txt' is not what .*readme\.txt holds"):
+        vqcomp.evaluate(tmp_path / "all.zip", data)
 
 
 def test_values_that_change_between_two_looks_are_noticed(tmp_path):
@@ -268,8 +364,18 @@ def test_values_that_change_between_two_looks_are_noticed(tmp_path):
     with pytest.raises(InputError, match="got shorter"):
         segment.array()
     path.unlink()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="missing"):
         segment.array()
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=4), st.data())
+def test_ids_are_what_their_factors_join_to(factors, data):
+    spec = TokenSpec(2, 3, tuple(factors))
+    ids = np.array(data.draw(st.lists(st.integers(0, spec.vocabulary - 1), min_size=6, max_size=6))).reshape(1, 6)
+    split = spec.split(ids)
+    assert split.shape == (1, 6, len(factors))
+    assert (split < factors).all()
+    np.testing.assert_array_equal(spec.join(split), ids)
 
 
 def test_factors_of_an_id_vary_fastest_first():

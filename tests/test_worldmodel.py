@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from networks import random_tensors, tiny_config
 
 import vqcomp
 from vqcomp.cli import run
-from vqcomp.data.onex import open_video, write_synthetic, write_video
-from vqcomp.data.segments import split_ids
+from vqcomp.data.onex import open_video
+from vqcomp.data.onex_sharded import VideoShard
+from vqcomp.data.onex_write import write_shard, write_shards_metadata, write_video
 from vqcomp.data.sources import find_segments
+from vqcomp.data.synthetic import write_synthetic
 from vqcomp.runtime import files, manifest
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
@@ -32,7 +35,7 @@ from vqcomp.runtime.weights import write_model
 
 NUMPY = Compute("numpy")
 
-VERSIONS = ["v1.1", "v1.0", "v0.0.1"]
+VERSIONS = ["v2.0", "v1.1", "v1.0", "v0.0.1"]
 SMALL = {"vocab_size": 1 << 18, "hz": 30}
 
 
@@ -61,9 +64,9 @@ def test_a_folder_comes_back_byte_for_byte(tmp_path, version):
     assert sorted(names) == sorted(files_in(tmp_path / "val"))
     assert vqcomp.evaluate(tmp_path / "out.zip", tmp_path / "val").rate == summary.rate
     vqcomp.check(tmp_path / "out.zip")
-    bits = 10 if version == "v0.0.1" else 18
-    video = tmp_path / "val/video.bin"
-    others = sum(len(data) for name, data in contents(tmp_path / "val").items() if name != "video.bin")
+    bits = {"v0.0.1": 10, "v2.0": 9 + 7}.get(version, 18)
+    video = tmp_path / "val" / ("video_0.bin" if version == "v2.0" else "video.bin")
+    others = sum(len(data) for name, data in contents(tmp_path / "val").items() if name != video.name)
     values = video.stat().st_size // (2 if version == "v0.0.1" else 4)
     assert summary.raw_bytes == values * bits // 8 + others
 
@@ -93,9 +96,20 @@ def test_sample_data_can_be_a_folder_of_1x(tmp_path, capsys):
     assert run([*arguments, str(tmp_path / "a"), "-f"]) == 0
 
 
+def test_sample_data_can_be_a_folder_of_1x_of_version_2(tmp_path, capsys):
+    arguments = ["sample-data", "--layout", "1x-v2", "--segments", "2", "--frames", "40", str(tmp_path / "val")]
+    assert run(arguments) == 0
+    names = {"metadata.json", "metadata_0.json", "video_0.bin", "segment_idx_0.bin", "states_0.bin"}
+    assert files_in(tmp_path / "val") == names
+    # 80 frames are 5 blocks; the second segment begins at frame 40, in the third.
+    assert [s.shape for s in find_segments(tmp_path / "val").segments] == [(9, 32, 32), (6, 32, 32)]
+    assert run(arguments) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
 def test_ids_are_split_into_the_factors_of_the_metric():
     ids = np.array([0, 511, 512, 1000, (1 << 18) - 1])
-    np.testing.assert_array_equal(split_ids(ids, (512, 512)), np.stack([ids % 512, ids // 512], -1))
+    np.testing.assert_array_equal(TokenSpec(1, 1, (512, 512)).split(ids), np.stack([ids % 512, ids // 512], -1))
 
 
 def test_every_run_of_a_segment_id_is_a_segment_of_its_own(tmp_path):
@@ -314,18 +328,18 @@ def beyond(folder):
 
 
 BAD = {
-    "no metadata": (lambda f: (f / "metadata.json").unlink(), r"metadata\.json: cannot be read"),
+    "no metadata": (lambda f: (f / "metadata.json").unlink(), r"metadata\.json: missing; 1X's folders hold"),
     "metadata that are no JSON": (lambda f: (f / "metadata.json").write_text("{"), r"metadata\.json: expected"),
     "metadata that are a list": (lambda f: (f / "metadata.json").write_text("[]"), r"metadata\.json: expected"),
     "no num_images": (edit_metadata(num_images=None), r"metadata\.json: expected num_images"),
     "a fraction of s": (edit_metadata(s=1.5), r"metadata\.json: expected s to be a positive integer, found 1\.5"),
     "no vocab_size": (edit_metadata(vocab_size=None), r"metadata\.json: expected vocab_size"),
     "a vocabulary without factors": (edit_metadata(vocab_size=100_003), r"metadata\.json: vocab_size 100003"),
-    "an unknown token_dtype": (edit_metadata(token_dtype="float32"), r"metadata\.json: unknown token_dtype 'float32'"),
+    "an unknown token_dtype": (edit_metadata(token_dtype="float32"), r'metadata\.json: unknown token_dtype "float32"'),
     "more frames than there are": (edit_metadata(num_images=10), r"video\.bin: expected 360 bytes .*found 324"),
     "a cut video": (lambda f: (f / "video.bin").write_bytes(b"123"), r"video\.bin: expected 324 bytes .*found 3"),
-    "no video": (lambda f: (f / "video.bin").unlink(), r"video\.bin: cannot be read"),
-    "no segment_ids": (lambda f: (f / "segment_ids.bin").unlink(), r"segment_ids\.bin: cannot be read"),
+    "no video": (lambda f: (f / "video.bin").unlink(), r"video\.bin: missing"),
+    "no segment_ids": (lambda f: (f / "segment_ids.bin").unlink(), r"segment_ids\.bin: missing"),
     "cut segment_ids": (lambda f: (f / "segment_ids.bin").write_bytes(b"1"), r"segment_ids\.bin: expected 36 bytes"),
     "ids beyond the vocabulary": (beyond, r"video\.bin, frames 4 to 4: expected ids in 0\.\.262143, found 262144"),
     "a vocabulary that is too small": (edit_metadata(vocab_size=1000), r"video\.bin.*: expected ids in 0\.\.999"),
@@ -348,3 +362,148 @@ def test_a_bad_folder_is_refused_by_file_or_skipped_as_a_whole(tmp_path, kind):
     vqcomp.compress(tmp_path / "data", tmp_path / "out.zip", model="none", skip_bad=True, report=lines.append)
     assert any(re.match(r"skipped: .*data/bad/", line) and re.search(message, line) for line in lines)
     assert vqcomp.decompress(tmp_path / "out.zip", tmp_path / "back") == ["good.npy"]
+
+
+def write_shards(folder, frames=(40, 17, 1), nested=True, seed=0):
+    """A folder of v2.0 with shards of so many frames, each of which is a segment but for its first 5 frames."""
+    random = np.random.default_rng(seed)
+    for number, count in enumerate(frames):
+        ids = random.integers(0, 64_000, (-(-count // 17), 3, 32, 32))
+        ids[:, :, 1:] = ids[:, :, :1]  # something to learn, for speed
+        segment_ids = (np.arange(count) >= 5) + 2 * number
+        write_shard(folder, number, ids, segment_ids, random.normal(size=(count, 25)), nested=nested)
+    write_shards_metadata(folder, len(frames), sum(frames))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_folder_of_shards_comes_back_byte_for_byte(tmp_path, nested):
+    write_shards(tmp_path / "data/train_v2.0", nested=nested)
+    (tmp_path / "data/train_v2.0/notes").write_text("kept, too")
+    names = files_in(tmp_path / "data")
+    assert ("train_v2.0/videos/video_2.bin" if nested else "train_v2.0/video_2.bin") in names
+    for data in (tmp_path / "data", tmp_path / "data/train_v2.0"):
+        summary = vqcomp.compress(data, tmp_path / "out.zip", model="none", force=True)
+        assert summary.tokens == (3 + 1 + 1) * 3 * 32 * 32
+        assert summary.left_out == 0
+        restored = vqcomp.decompress(tmp_path / "out.zip", tmp_path / "back" / data.name)
+        assert contents(tmp_path / "back" / data.name) == contents(data)
+        assert sorted(restored) == sorted(files_in(data))
+        vqcomp.evaluate(tmp_path / "out.zip", data)
+
+
+def test_every_id_of_a_shard_has_factors_of_its_own(tmp_path):
+    ids = (np.arange(21 * 3 * 32 * 32) % 64_000).reshape(21, 3, 32, 32)
+    write_shard(tmp_path / "val", 0, ids, np.zeros(21 * 17), np.zeros((21 * 17, 25)))
+    write_shards_metadata(tmp_path / "val", 1, 21 * 17)
+    (segment,) = find_segments(tmp_path / "val").segments
+    assert segment.spec == TokenSpec(32, 32, (512, 125))
+    tokens = segment.tokens_of(segment.spec)
+    assert (tokens.max((0, 1)) == (511, 124)).all()
+    np.testing.assert_array_equal(segment.spec.join(tokens).reshape(ids.shape), ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=120))
+def test_shards_are_cut_at_the_first_block_after_each_cut_of_the_video(segment_ids):
+    shard = VideoShard(Path(), len(segment_ids), np.array(segment_ids, np.int32))
+    grids = [i for clip in shard.clips for i in clip]
+    assert grids == list(range(3 * shard.blocks)), "clips follow one another and leave nothing out"
+    assert all(len(clip) > 0 and clip.start % 3 == clip.stop % 3 == 0 for clip in shard.clips)
+    starts = {clip.start // 3 for clip in shard.clips}
+    cuts = [i for i in range(1, len(segment_ids)) if segment_ids[i] != segment_ids[i - 1]]
+    assert starts == {0} | {-(-cut // 17) for cut in cuts if -(-cut // 17) < shard.blocks}
+
+
+def edit_shard(**changes):
+    def change(folder):
+        path = folder / "metadata/metadata_1.json"
+        path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
+
+    return change
+
+
+def beyond_shard(folder):
+    ids = np.fromfile(folder / "videos/video_1.bin", "<i4")
+    ids[40] = 64_000
+    ids.tofile(folder / "videos/video_1.bin")
+
+
+BAD_SHARDS = {
+    "no metadata": (lambda f: (f / "metadata/metadata_1.json").unlink(), r"metadata_1\.json: missing"),
+    "metadata that are a list": (
+        lambda f: (f / "metadata/metadata_1.json").write_text("[1]"), r"metadata_1\.json: .*object, found \[1\]"),
+    "no number of frames": (
+        edit_shard(shard_num_frames=None), r"metadata_1\.json: expected shard_num_frames .*, found null"),
+    "a truth value": (edit_shard(shard_num_frames=True), "expected shard_num_frames .*, found true"),
+    "another number of frames": (edit_shard(shard_num_frames=18), r"segment_idx_1\.bin: expected 72 bytes.*found 68"),
+    "no video": (lambda f: (f / "videos/video_1.bin").unlink(), r"videos/video_1\.bin: missing"),
+    "a cut video": (
+        lambda f: (f / "videos/video_1.bin").write_bytes(b"123"), r"video_1\.bin: expected 12288 bytes.*found 3"),
+    "no segments": (lambda f: (f / "segment_indices/segment_idx_1.bin").unlink(), r"segment_idx_1\.bin: missing"),
+    "ids beyond the vocabulary": (beyond_shard, r"video_1\.bin, frames 0 to 2: expected ids in 0\.\.63999, found 64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_SHARDS)
+def test_a_bad_shard_is_refused_by_file_or_skipped_with_what_lies_beside_it(tmp_path, kind):
+    spoil, message = BAD_SHARDS[kind]
+    write_shards(tmp_path / "data")
+    expected = {n: data for n, data in contents(tmp_path / "data").items() if "_1." not in n}
+    spoil(tmp_path / "data")
+    with pytest.raises(InputError, match=message):
+        vqcomp.compress(tmp_path / "data", tmp_path / "out.zip", model="none")
+    lines: list[str] = []
+    summary = vqcomp.compress(tmp_path / "data", tmp_path / "out.zip", model="none", skip_bad=True, report=lines.append)
+    assert summary.skipped == 1
+    (line,) = [line for line in lines if line.startswith("skipped: ")]
+    assert re.search(message, line)
+    vqcomp.decompress(tmp_path / "out.zip", tmp_path / "back")
+    assert contents(tmp_path / "back") == expected
+
+
+def test_shards_that_are_not_there_are_counted_in_one_error(tmp_path):
+    write_shards(tmp_path / "data")
+    write_shards_metadata(tmp_path / "data", 100, 1000)
+    with pytest.raises(InputError, match=r"videos/video_3\.bin: missing, as are 96 others of the 100 shards"):
+        find_segments(tmp_path / "data")
+    found = find_segments(tmp_path / "data", skip_bad=True)
+    assert len(found.skipped) == 1
+    assert {s.file for s in found.segments} == {f"videos/video_{i}.bin" for i in range(3)}
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "missing"),
+    ("{", "expected a JSON object"),
+    ("[" * 100_000, "expected a JSON object"),
+    ("[]", "expected a JSON object, found"),
+    ("{}", "expected num_shards to be a positive integer, found none"),
+    ('{"num_shards": "3"}', 'expected num_shards to be a positive integer, found "3"'),
+    ('{"num_shards": 1e3}', "expected num_shards to be a positive integer, found 1000.0"),
+    ('{"num_shards": 1000000000}', "expected num_shards to be at most"),
+])  # fmt: skip
+def test_metadata_of_shards_that_make_no_sense_are_refused_by_file(tmp_path, content, message):
+    write_shards(tmp_path / "data", nested=False)
+    (tmp_path / "data/metadata.json").unlink()
+    if content is not None:
+        (tmp_path / "data/metadata.json").write_text(content)
+    with pytest.raises(InputError, match=rf"metadata\.json: {message}"):
+        find_segments(tmp_path / "data")
+    with pytest.raises(InputError, match=r"everything was skipped as bad; the first: .*metadata\.json"):
+        find_segments(tmp_path / "data", skip_bad=True)
+
+
+def test_the_layouts_are_not_taken_for_each_other(tmp_path):
+    write_shards(tmp_path / "v2")
+    with pytest.raises(InputError, match=r"metadata\.json: expected one video .* found the shards of v2\.0"):
+        open_video(tmp_path / "v2")
+
+
+def test_a_folder_inside_another_has_its_own_files(tmp_path):
+    write_small(tmp_path / "data")
+    write_small(tmp_path / "data/older", 4, cuts=())
+    write_shards(tmp_path / "data/newer", frames=(3,), nested=False)
+    vqcomp.compress(tmp_path / "data", tmp_path / "out.zip", model="none")
+    vqcomp.decompress(tmp_path / "out.zip", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "data")
+    with vqcomp.open(tmp_path / "out.zip") as archive:
+        assert {f.name for f in archive.raw} == {"video.bin", "older/video.bin", "newer/video_0.bin"}

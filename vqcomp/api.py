@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from .archive.reader import Archive
 from .archive.summary import Summary, summarize
 from .archive.writer import Writer
 from .choice import Chooser
-from .data.segments import COMMAVQ, Grid, Segment, find_specs
-from .data.sources import Data, File, Found, find_segments, label, places
+from .data.files import File
+from .data.segments import Grid, SegmentSource
+from .data.sources import Data, Found, find_segments, label, places
+from .data.specs import COMMAVQ, find_specs
 from .model_files import ModelFile, find_model, find_models
 from .runtime.compute import Compute
 from .runtime.disk import replacing, require_free
@@ -55,6 +58,7 @@ def compress(
     force: bool = False,
     verify: bool = True,
     skip_bad: bool = False,
+    keep_all: bool = False,
     compute: Compute | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
@@ -64,6 +68,7 @@ def compress(
     data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, several of
     these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in 0..65535. `grid` is
     (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what cannot be used.
+    keep_all keeps byte for byte what holds no tokens: other files, and other members of shards.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
     train: with "auto", seconds in which a network is trained on these very data; it is one more to choose from.
@@ -78,18 +83,17 @@ def compress(
         raise InputError(f"training here is for --model auto, which then chooses; found {os.fspath(model)}")
     _check_output(out, force)
     models = find_models(model)
-    found = find_segments(data, grid, skip_bad=skip_bad)
+    hint = "--skip-bad (skip_bad=True) leaves it out and does the rest"
+    found = find_segments(data, grid, skip_bad=skip_bad, keep_all=keep_all, hint=hint)
     sources = {s.source for s in found.segments if isinstance(s.source, Path)} | {f.path for f in found.files}
     if out.exists() and any(out.samefile(source) for source in sources):
         raise InputError(f"{out}: the output would replace the input; choose another name")
-    for name in found.left_out:
-        report(f"left out, no .npy file: {name}")
     # 10 bits of a token hardly ever become fewer than half a bit: stop early where it cannot work out.
     require_free(out.parent, sum(s.tokens for s in found.segments) // 16)
     try:
         by_spec = _sort(found, [*(m.spec for m in models), COMMAVQ], progress)
-        for problem in found.skipped:
-            report(f"skipped: {problem}")
+        for line in found.omissions():
+            report(line)
         chosen = Chooser(by_spec, adapt, compute, progress, report).choose(model, train, out.parent)
         with replacing(out) as temporary:
             _write(temporary, by_spec, found.files, chosen, adapt, compute, progress)
@@ -99,7 +103,8 @@ def compress(
     finally:
         progress.end()
     with Archive(out) as archive:
-        return summarize(archive, time.monotonic() - start)
+        summary = summarize(archive, time.monotonic() - start)
+        return replace(summary, skipped=len(found.skipped), left_out=found.left_out_count)
 
 
 def decompress(
@@ -170,13 +175,16 @@ def evaluate(
     """
     start = time.monotonic()
     with Archive(path, compute) as archive:
-        found = find_segments(data, grid)
-        segments, files = {s.name: s for s in found.segments}, {f.name: f.path for f in found.files}
+        kept = {f.name for f in archive.kept}
+        found = find_segments(data, grid, keep_all=bool(kept))
+        segments = {s.name: s for s in found.segments}
+        # Files that are no tokens were kept on request: only those of 1X's folders have to be in the archive.
+        files = {f.name: f for f in found.files if f.beside or f.name in kept}
         for here, there, what, names in (
             ("the archive", "the data", "segments", archive.keys() - segments.keys()),
             ("the data", "the archive", "segments", segments.keys() - archive.keys()),
-            ("the archive", "the data", "files", {f.name for f in archive.kept} - files.keys()),
-            ("the data", "the archive", "files", files.keys() - {f.name for f in archive.kept}),
+            ("the archive", "the data", "files", kept - files.keys()),
+            ("the data", "the archive", "files", files.keys() - kept),
         ):
             if names:
                 raise InputError(f"{path}: {len(names)} {what} of {here} are not in {there}, the first is {min(names)}")
@@ -268,12 +276,12 @@ def _check_output(out: Path, force: bool, kind: str = "a zip") -> None:
         raise InputError(f"{out.parent}: this folder cannot be written to; choose another")
 
 
-def _sort(found: Found, known: Sequence[TokenSpec], progress: Progress) -> dict[TokenSpec, list[Segment]]:
+def _sort(found: Found, known: Sequence[TokenSpec], progress: Progress) -> dict[TokenSpec, list[SegmentSource]]:
     """Look through all values once, and sort segments by spec (in the order of their first segments)."""
     progress.begin("reading", len(found.segments), sum(s.tokens for s in found.segments))
     maxima = found.maxima(lambda segment: progress.advance(1, segment.tokens))
     progress.end()
-    by_spec: dict[TokenSpec, list[Segment]] = {}
+    by_spec: dict[TokenSpec, list[SegmentSource]] = {}
     for segment, spec in zip(found.segments, find_specs(found.segments, maxima, known)):
         by_spec.setdefault(spec, []).append(segment)
     return by_spec
@@ -281,7 +289,7 @@ def _sort(found: Found, known: Sequence[TokenSpec], progress: Progress) -> dict[
 
 def _write(
     path: Path,
-    by_spec: dict[TokenSpec, list[Segment]],
+    by_spec: dict[TokenSpec, list[SegmentSource]],
     files: Sequence[File],
     model: ModelFile | None,
     adapt: bool,
@@ -308,7 +316,7 @@ def _write(
             model.data if model else None,
             max_tokens=bound,
             raw=raw,
-            files=[(f.name, f.path) for f in files],
+            files=files,
             workers=workers,
         ) as writer:
             for index, (spec, segments) in enumerate(by_spec.items()):
@@ -331,7 +339,7 @@ def _write(
 
 def _verify(
     path: Path,
-    by_spec: dict[TokenSpec, list[Segment]],
+    by_spec: dict[TokenSpec, list[SegmentSource]],
     files: Sequence[File],
     compute: Compute,
     progress: Progress,
@@ -341,7 +349,7 @@ def _verify(
     with Archive(path, compute) as archive:
         if list(archive) != list(sources):
             raise DamageError("verification failed: the archive's names are not those of the data; please report this")
-        for name, how in differences(archive, sources, {f.name: f.path for f in files}, "verifying", progress):
+        for name, how in differences(archive, sources, {f.name: f for f in files}, "verifying", progress):
             raise DamageError(
                 f"verification failed: {name} does not come back: {how}; "
                 "either the file changed meanwhile, or this is a bug: please report it"

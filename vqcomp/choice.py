@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .archive.packing import roots, runtime_archive
-from .data.segments import Segment
+from .data.segments import SegmentSource
 from .model_files import ModelFile, find_models
 from .runtime.compute import Compute
 from .runtime.errors import DependencyError, InputError, ModelError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SAMPLE_SHARE = 16
 SAMPLE_TOKENS = (1 << 16, 1 << 20)
 """A sample is a 16th of the data, within these bounds: what learns as it codes looks worse on short samples."""
-Segments = Mapping[TokenSpec, Sequence[Segment]]
+Segments = Mapping[TokenSpec, Sequence[SegmentSource]]
 Report = Callable[[str], None]
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
-from ..data.segments import Segment
+from ..data.files import File
+from ..data.segments import SegmentSource
 from ..runtime.progress import Progress
 from .reader import Archive
-from .writer import read_pieces
 
 
 def differences(
     archive: Archive,
-    segments: Mapping[str, Segment],
-    files: Mapping[str, Path],
+    segments: Mapping[str, SegmentSource],
+    files: Mapping[str, File],
     stage: str,
     progress: Progress,
     lost: dict[str, str] | None = None,
@@ -29,8 +28,8 @@ def differences(
     DamageError.
     """
     for kept in archive.kept:
-        if not _same(archive.contents(kept), read_pieces(files[kept.name])):
-            yield str(files[kept.name]), "other bytes"
+        if not _same(archive.contents(kept), files[kept.name].pieces()):
+            yield files[kept.name].label, "other bytes"
     for name, array in decoded(archive, stage, progress, lost):
         if difference := _difference(array, segments[name].array()):
             yield segments[name].label, difference

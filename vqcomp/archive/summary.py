@@ -30,6 +30,10 @@ class Summary:
     payload_bits_per_token: float
     seconds: float
     tokens_per_second: float
+    skipped: int = 0
+    """Pieces of the data that were bad and, with skip_bad, are not in the zip."""
+    left_out: int = 0
+    """Files, and members of shards, that hold no tokens and are not in the zip."""
 
     @property
     def rest_bytes(self) -> int:

@@ -39,11 +39,12 @@ from .progress import Bar
 )  # fmt: skip
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
+@click.option("--keep-all", is_flag=True, help="Keep byte for byte what is no tokens, too: files, members of shards.")
 @compute_options
 @options("grid", "force", "json", "quiet", "verbose")
 def compress(
     data: tuple[str, ...], out: str, model: str, train: float | None, adapt: bool, no_verify: bool, skip_bad: bool,
-    compute: Compute, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
+    keep_all: bool, compute: Compute, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress DATA into the zip OUT.
 
@@ -51,20 +52,18 @@ def compress(
     data, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are (T, H, W) or (T, H*W),
     of integers in 0..65535. The zip holds all that it takes to restore them.
     """
-    left_out: list[str] = []
 
     def report(line: str) -> None:
-        if line.startswith("left out"):
-            left_out.append(line)
         if verbose or line.startswith("skipped"):
             click.echo(line, err=True)
 
     summary = api.compress(
         data, out, model=model, train=train, adapt=adapt, grid=grid, force=force, verify=not no_verify,
-        skip_bad=skip_bad, compute=compute, progress=Bar(quiet), report=report,
+        skip_bad=skip_bad, keep_all=keep_all, compute=compute, progress=Bar(quiet), report=report,
     )  # fmt: skip
-    if left_out and not quiet and not verbose:
-        click.echo(f"note: {len(left_out)} files that are no .npy files were left out (-v names them)", err=True)
+    if summary.left_out and not quiet and not verbose:
+        left_out = count(summary.left_out, "file")
+        click.echo(f"note: left out, no tokens: {left_out} (-v names them, --keep-all keeps them)", err=True)
     _print_summary(summary, as_json, quiet)
 
 
@@ -161,7 +160,8 @@ def describe(archive: Archive) -> dict[str, Any]:
             }
         )
     summary = asdict(summarize(archive, 0.0))
-    del summary["seconds"], summary["tokens_per_second"], summary["segments"]
+    for key in ("seconds", "tokens_per_second", "segments", "skipped", "left_out"):
+        del summary[key]
     model = None
     if manifest.model:
         size, sha256 = manifest.model

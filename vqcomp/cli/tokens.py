@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from ..data import hub
-from ..data.onex import write_synthetic
-from ..data.synthetic import write_samples
+from ..data.synthetic import write_samples, write_synthetic
 from .options import count, options
 
 
@@ -34,14 +33,18 @@ def fetch(dataset: str, shards: str, revision: str, output: str | None) -> None:
 @click.option("--segments", type=click.IntRange(1, 1000), default=3, show_default=True, metavar="N")
 @click.option("--frames", type=click.IntRange(1, 100_000), default=300, show_default=True, metavar="N")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N")
-@click.option("--layout", type=click.Choice(["npy", "1x"]), default="npy", show_default=True, help="commaVQ's or 1X's.")
+@click.option(
+    "--layout", type=click.Choice(["npy", "1x", "1x-v2"]), default="npy", show_default=True,
+    help="commaVQ's, or 1X's of v1.1 or v2.0.",
+)  # fmt: skip
 @options("force", "quiet")
 def sample_data(folder: str, segments: int, frames: int, seed: int, layout: str, force: bool, quiet: bool) -> None:
     """Write synthetic segments into DIR, to try things out with; their rates say nothing about real video."""
     if layout == "npy":
         write_samples(Path(folder), segments, frames, seed, force=force)
     else:
-        write_synthetic(Path(folder), segments * frames, segments, seed, force=force)
+        version = "v1.1" if layout == "1x" else "v2.0"
+        write_synthetic(Path(folder), segments * frames, segments, seed, version, force=force)
     if not quiet:
         click.echo(f"wrote {count(segments, 'synthetic segment')} into {folder}", err=True)
 

@@ -1,13 +1,13 @@
-"""1X's world-model data: folders of metadata.json, video.bin, segment_ids.bin, and actions in other files.
+"""1X's world-model data, v1.1, v1.0 and v0.0.1: folders of metadata.json, video.bin, segment_ids.bin, and actions.
 
-Versions v1.1 and v1.0 hold frames of 16 x 16 ids below 2^18 as uint32, v0.0.1 frames of 20 x 20 ids below 1,000 as
-uint16. All numbers are little-endian. (github.com/1x-technologies/1xgpt, data.py)
+v1.1 and v1.0 hold frames of 16 x 16 ids below 2^18 as uint32, v0.0.1 frames of 20 x 20 ids below 1,000 as uint16. All
+numbers are little-endian. (github.com/1x-technologies/1xgpt, data.py) For v2.0 see onex_sharded.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,20 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.disk import make_folder, replacing
 from ..runtime.errors import InputError
 from ..runtime.spec import TokenSpec
-from .segments import VOCABULARY_LIMIT, Segment
+from .files import File, open_file
+from .messages import json_value, reason
+from .segments import VOCABULARY_LIMIT, SegmentSource
 
 METADATA, VIDEO, SEGMENT_IDS = "metadata.json", "video.bin", "segment_ids.bin"
 FACTOR = 512
 """Vocabularies beyond 65,536 are split: id = f0 + 512 * f1, as in 1X's metric (genie/factorization_utils.py)."""
 TOKEN_DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+_METADATA_LIMIT = 1 << 24
+"""Bytes."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """A folder's frames. `clips` are the runs of one segment id, as ranges of frames; nothing is predicted across."""
+    """A folder's frames, (frames, side, side) in all, of which `hz` are a second."""
 
     folder: Path
     frames: int
@@ -44,9 +47,8 @@ class Video:
 
     @property
     def clips(self) -> list[range]:
-        cuts = np.flatnonzero(np.diff(self.segment_ids)) + 1
-        bounds = [0, *cuts.tolist(), self.frames]
-        return [range(a, b) for a, b in pairwise(bounds)]
+        """Ranges of frames: the runs of one segment id. Nothing is predicted across their boundaries."""
+        return runs(self.segment_ids)
 
     def ids(self) -> np.ndarray:
         """All ids (frames, side, side), mapped from the disk."""
@@ -54,8 +56,8 @@ class Video:
 
 
 @dataclass(frozen=True)
-class ClipSegment(Segment):
-    """A clip of a video.bin."""
+class ClipSource(SegmentSource):
+    """A clip of a raw video file; `clip` are its frames, (T, side, side) ids each."""
 
     clip: range = range(0)
 
@@ -64,129 +66,106 @@ class ClipSegment(Segment):
         return f"{self.source}, frames {self.clip.start} to {self.clip.stop - 1}"
 
 
+def video_folders(names: list[str]) -> set[str]:
+    """Which folders hold such data: prefixes of names, "" for the folder itself."""
+    return {n[: len(n) - len(last)] for n in names if (last := n.rpartition("/")[2]) in (VIDEO, SEGMENT_IDS)}
+
+
+def find_clips(folder: Path, prefix: str, names: list[str]) -> tuple[list[SegmentSource], list[File]]:
+    """The clips of a folder, parts of the raw file `prefix`video.bin, and its other files.
+
+    `names` are those of the folder's files, which begin with `prefix`; folder / name is where each lies. Raises
+    InputError.
+    """
+    video, name = open_video(folder / prefix), prefix + VIDEO
+    others = [File(n, folder / n, (name,)) for n in names if n != name]
+    return list(cut(name, video.path, video.dtype, video.spec, video.clips)), others
+
+
+def cut(name: str, path: Path, dtype: np.dtype[Any], spec: TokenSpec, clips: list[range]) -> list[SegmentSource]:
+    """The raw file `name` of frames as segments: these clips, which follow one another and leave nothing out."""
+    frame_bytes, grid = spec.positions * dtype.itemsize, (spec.height, spec.width)
+    return [
+        ClipSource(
+            f"{name}#{i}", dtype, (len(clip), *grid), grid, path, clip.start * frame_bytes, False, spec, name, clip
+        )
+        for i, clip in enumerate(clips)
+    ]
+
+
+def runs(values: np.ndarray) -> list[range]:
+    """Ranges of indices of equal values next to each other; values (n,)."""
+    cuts = np.flatnonzero(np.diff(values)) + 1
+    return [range(a, b) for a, b in pairwise([0, *cuts.tolist(), len(values)])]
+
+
 def open_video(folder: Path) -> Video:
     """Read metadata and segment ids, no frames. Raises InputError, naming the file, unless everything fits together."""
-    path, table = folder / METADATA, {}
-    try:
-        table = json.loads(path.read_bytes())
-        frames, side, vocabulary = (_integer(path, table, key) for key in ("num_images", "s", "vocab_size"))
-        size = (folder / VIDEO).stat().st_size
-        id_bytes = (folder / SEGMENT_IDS).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot be read: {error.strerror}; 1X's folders hold {METADATA}, {VIDEO}, {SEGMENT_IDS}"
-        ) from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: expected a JSON object, found {error}") from error
+    path = folder / METADATA
+    table = read_metadata(path) if os.path.exists(path) else {}
+    if "num_shards" in table:
+        raise InputError(f"{path}: expected one video of v1.1, v1.0 or v0.0.1, found the shards of v2.0")
+    for name in (METADATA, VIDEO, SEGMENT_IDS):
+        if not os.path.exists(folder / name):
+            raise InputError(f"{folder / name}: missing; 1X's folders hold {METADATA}, {VIDEO} and {SEGMENT_IDS}")
+    frames, side, vocabulary = (positive_integer(path, table, key) for key in ("num_images", "s", "vocab_size"))
+    size = file_size(folder / VIDEO)
     values = frames * side * side
     # v0.0.1 names no type: its files are of uint16, all later ones that name none of uint32.
     dtype_name = table.get("token_dtype", "uint16" if size == 2 * values else "uint32")
     if dtype_name not in TOKEN_DTYPES:
-        raise InputError(f"{path}: unknown token_dtype {dtype_name!r}; expected one of {', '.join(TOKEN_DTYPES)}")
+        found = json_value(dtype_name)
+        raise InputError(f"{path}: unknown token_dtype {found}; expected one of {', '.join(TOKEN_DTYPES)}")
     dtype = np.dtype(dtype_name).newbyteorder("<")
     if size != values * dtype.itemsize:
         raise InputError(
             f"{folder / VIDEO}: expected {values * dtype.itemsize} bytes for {frames} frames of {side} x {side} "
             f"{dtype_name}, as {METADATA} says, found {size}"
         )
-    if len(id_bytes) != 4 * frames:
-        raise InputError(
-            f"{folder / SEGMENT_IDS}: expected {4 * frames} bytes, an int32 for each of {frames} frames, "
-            f"found {len(id_bytes)}"
-        )
+    segment_ids = read_segment_ids(folder / SEGMENT_IDS, frames)
     factors: tuple[int, ...] = (max(vocabulary, 2),)
     if vocabulary > VOCABULARY_LIMIT:
         if vocabulary % FACTOR or vocabulary // FACTOR > VOCABULARY_LIMIT:
             raise InputError(f"{path}: vocab_size {vocabulary} is neither up to {VOCABULARY_LIMIT} nor {FACTOR} * n")
         factors = (FACTOR, vocabulary // FACTOR)
     hz = table.get("hz", 30)
-    if isinstance(hz, bool) or not isinstance(hz, int | float) or not hz > 0:
-        raise InputError(f"{path}: expected hz to be a positive number, found {hz!r}")
-    spec = TokenSpec(side, side, factors)
-    return Video(folder, frames, spec, dtype, float(hz), np.frombuffer(id_bytes, "<i4"))
+    if isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz < 1e9:
+        raise InputError(f"{path}: expected hz to be a positive number, found {json_value(hz)}")
+    return Video(folder, frames, TokenSpec(side, side, factors), dtype, float(hz), segment_ids)
 
 
-def find_clips(folder: Path, prefix: str) -> list[Segment]:
-    """The clips of a folder as segments, parts of the raw file `prefix`video.bin. Raises InputError."""
-    video = open_video(folder)
-    side, name = video.spec.height, prefix + VIDEO
-    frame_bytes = video.spec.positions * video.dtype.itemsize
-    return [
-        ClipSegment(
-            f"{name}#{i}", video.dtype, (len(clip), side, side), (side, side), video.path,
-            clip.start * frame_bytes, False, video.spec, name, clip,
-        )
-        for i, clip in enumerate(video.clips)
-    ]  # fmt: skip
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError."""
+    try:
+        with open_file(path) as handle:
+            table = json.loads(handle.read(_METADATA_LIMIT))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a JSON object, found other data: {reason(error)}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: expected a JSON object, found {json_value(table)}")
+    return table
 
 
-def write_video(
-    folder: Path, ids: np.ndarray, segment_ids: np.ndarray, metadata: Mapping[str, Any],
-    actions: Mapping[str, np.ndarray] | None = None,
-) -> None:  # fmt: skip
-    """Write a folder: ids (frames, s, s) in their dtype, segment_ids (frames,), actions name -> float32 (frames, ...).
-
-    `metadata` is added to num_images and s, and should hold vocab_size and hz. Raises InputError where it cannot.
-    """
-    table = {"num_images": len(ids), "s": ids.shape[1], **metadata}
-    files = {METADATA: json.dumps(table).encode(), SEGMENT_IDS: segment_ids.astype("<i4").tobytes()}
-    files[VIDEO] = ids.astype(ids.dtype.newbyteorder("<")).tobytes()
-    files |= {f"actions/{name}.bin": a.astype("<f4").tobytes() for name, a in (actions or {}).items()}
-    for name, data in files.items():
-        make_folder((folder / name).parent, [])
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(data)
-
-
-def write_synthetic(
-    folder: Path, frames: int = 300, clips: int = 2, seed: int = 0, version: str = "v1.1", *, force: bool = False
-) -> None:
-    """Write a synthetic folder in the format of `version` (v1.1, v1.0 or v0.0.1), with something in it to learn.
-
-    In each clip a scene of few codes scrolls at a speed of its own, a patch moves across it, and some ids are noise.
-    Its figures say nothing about real video. The same seed gives the same folder. Raises InputError where there is one
-    already (unless `force`), or it cannot be written.
-    """
-    if (folder / METADATA).exists() and not force:
-        raise InputError(f"{folder / METADATA}: exists already; -f overwrites it")
-    random = np.random.default_rng(seed)
-    side, vocabulary, dtype = (20, 1000, np.uint16) if version == "v0.0.1" else (16, 1 << 18, np.uint32)
-    codes = random.integers(0, vocabulary, 64)
-    # No two codes next to each other in the scene are unrelated: one determines its right neighbour, most of the time.
-    follower = random.permutation(64)
-    bounds = np.linspace(0, frames, clips + 1).astype(int)
-    video = np.empty((frames, side, side), dtype)
-    for a, b in pairwise(bounds):
-        scene = np.empty((side, 4 * side), np.int64)
-        scene[:, 0] = random.integers(0, 64, side)
-        for x in range(1, scene.shape[1]):
-            new = random.random(side) < 0.2
-            scene[:, x] = np.where(new, random.integers(0, 64, side), follower[scene[:, x - 1]])
-        patch, start = random.integers(0, 64, (4, 4)), random.integers(0, side, 2)
-        speed, velocity = random.uniform(0.02, 0.2), random.uniform(-0.1, 0.1, 2)
-        for t in range(b - a):
-            frame = scene[:, (int(speed * t) + np.arange(side)) % scene.shape[1]]
-            y, x = (start + velocity * t).astype(int)
-            frame[np.ix_((y + np.arange(4)) % side, (x + np.arange(4)) % side)] = patch
-            noise = random.random((side, side)) < 0.02
-            video[a + t] = codes[np.where(noise, random.integers(0, 64, (side, side)), frame)]
-    segment_ids = np.repeat(np.arange(clips, dtype=np.int32), np.diff(bounds))
-    metadata: dict[str, Any] = {"vocab_size": vocabulary, "hz": 30}
-    if version == "v0.0.1":
-        write_video(folder, video, segment_ids, metadata)
-        return
-    actions = {
-        "joint_pos": np.cumsum(random.normal(0, 0.01, (frames, 21)), 0),
-        "driving_command": random.normal(0, 0.1, (frames, 2)).round(1),
-        "neck_desired": np.zeros((frames, 1)),
-    }
-    write_video(
-        folder, video, segment_ids, metadata | ({"token_dtype": "uint32"} if version == "v1.1" else {}), actions
-    )
-
-
-def _integer(path: Path, table: Any, key: str) -> int:
-    value = table.get(key) if isinstance(table, dict) else None
+def positive_integer(path: Path, table: dict[str, Any], key: str) -> int:
+    """A number of the metadata at `path`. Raises InputError."""
+    value = table.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 40:
-        raise InputError(f"{path}: expected {key} to be a positive integer, found {value!r}")
+        found = json_value(value) if key in table else "none"
+        raise InputError(f"{path}: expected {key} to be a positive integer, found {found}")
     return value
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a regular file. Raises InputError."""
+    with open_file(path):
+        return File(path.name, path).size
+
+
+def read_segment_ids(path: Path, frames: int) -> np.ndarray:
+    """int32 (frames,). Raises InputError."""
+    size = file_size(path)
+    if size != 4 * frames:
+        raise InputError(f"{path}: expected {4 * frames} bytes, an int32 for each of {frames} frames, found {size}")
+    return np.frombuffer(b"".join(File(path.name, path).pieces()), "<i4")

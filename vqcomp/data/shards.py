@@ -1,117 +1,39 @@
-"""Segments in shards: webdataset tars as commaVQ is published, and its older zips. Nothing is unpacked to disk.
+"""Segments in shards: webdataset tars as commaVQ is published, and its older zips.
 
-A sample is `<key>.token.npy`, an array of ids, and `<key>.json`, whose `file_name` is the segment's name; poses and
-other members are left out. Members may come in any order. A zip holds plain `<name>.npy` files, which keep their
-names. A gzipped tar can only be read forward, so a first pass notes where arrays lie, and later ones should ask for
-them in that order: going back means to start over.
+A sample is `<key>.token.npy`, an array of ids, and `<key>.json`, whose `file_name` is the segment's name; it may have
+more members, such as `<key>.pose.npy`. Members may come in any order. A zip holds plain `<name>.npy` files, which keep
+their names.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from ..runtime.errors import InputError
-from .segments import BLOCK, Bad, Grid, Segment, check_array, read_header
+from .containers import ERRORS, Member, MemberFile, Tar, Zip
+from .files import open_file
+from .messages import json_value, reason
+from .npy import read_header
+from .segments import READ_TOKENS, Grid, SegmentSource, find_grid
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 TOKENS, NAMES, PLAIN = "token.npy", "json", "npy"
 """What follows a member's key."""
 _JSON_LIMIT = 1 << 20
-_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
-"""What the standard library raises for containers that are truncated, damaged, encrypted or something else."""
 
-
-class Member(NamedTuple):
-    """A file in a container; `at` is how to find it again."""
-
-    name: str
-    at: Any
-    open: Callable[[], IO[bytes]]
-
-
-class Tar:
-    """A tar, gzipped or not, read forward. Offsets are those of the tar within."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle: IO[bytes] | None = None
-
-    def members(self) -> Iterator[Member]:
-        """All regular files. Raises tarfile.TarError, EOFError, zlib.error or OSError where the tar breaks off."""
-        handle = self._open()
-        tar = tarfile.open(fileobj=handle, mode="r:")
-        for info in tar:
-            if info.isfile() and not info.issparse():
-                yield Member(info.name, info.offset_data, partial(_extract, tar, info))
-        # tarfile takes a damaged header, and an end without the closing zeros, for the end of the archive.
-        handle.seek(tar.offset)
-        if handle.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("a header is damaged, or the end is missing")
-        while handle.read(1 << 20):  # to the end, where gzip checks its checksum
-            pass
-
-    def read(self, at: int, start: int, size: int) -> bytes:
-        """`size` bytes at offset `start` of the member at `at`."""
-        handle = self._open()
-        handle.seek(at + start)
-        return handle.read(size)
-
-    def _open(self) -> IO[bytes]:
-        if self._handle is None:
-            with open(self.path, "rb") as handle:
-                gzipped = handle.read(2) == b"\x1f\x8b"
-            self._handle = cast("IO[bytes]", gzip.open(self.path, "rb")) if gzipped else open(self.path, "rb")
-        return self._handle
-
-    def __del__(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-
-
-class Zip:
-    """A zip; members are read in any order."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._zip: zipfile.ZipFile | None = None
-
-    def members(self) -> Iterator[Member]:
-        """All files. Raises zipfile.BadZipFile or OSError where the zip has no directory of its members."""
-        archive = self._open()
-        for info in archive.infolist():
-            if not info.is_dir():
-                yield Member(info.filename, info, partial(archive.open, info))
-
-    def read(self, at: zipfile.ZipInfo, start: int, size: int) -> bytes:
-        """`size` bytes at offset `start` of the member `at`."""
-        with self._open().open(at) as handle:
-            handle.seek(start)
-            return handle.read(size)
-
-    def _open(self) -> zipfile.ZipFile:
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self.path)
-        return self._zip
-
-    def __del__(self) -> None:
-        if self._zip is not None:
-            self._zip.close()
+Bad = Callable[[InputError], None]
+"""Called with what is wrong with one piece of the data: raises it, or notes it and lets the rest go on."""
 
 
 @dataclass(frozen=True)
-class PackedSegment(Segment):
+class MemberSource(SegmentSource):
     """A segment in a container. Its largest id is known since the container was looked through."""
 
     pack: Tar | Zip | None = None
@@ -126,22 +48,28 @@ class PackedSegment(Segment):
     def maximum(self) -> int:
         return self.largest
 
-    def _blocks(self) -> Iterable[np.ndarray]:
+    def _parts(self) -> Iterator[np.ndarray]:
         assert self.pack
         size = self.tokens * self.dtype.itemsize
         try:
             data = self.pack.read(self.at, self.start, size)
-        except _ERRORS as error:
-            raise InputError(f"{self.label}: cannot be read: {error}") from error
+        except ERRORS as error:
+            raise InputError(f"{self.label}: cannot be read: {reason(error)}") from error
         if len(data) != size:
             raise InputError(f"{self.label}: expected {size} bytes, found {len(data)}; the file changed meanwhile")
         yield np.frombuffer(data, self.dtype)
 
 
-def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    handle = tar.extractfile(info)
-    assert handle  # as of every regular file
-    return handle
+class Shard(NamedTuple):
+    """What is in a shard: segments in the order in which they lie there, and everything else, in that order too.
+
+    others: members that are no arrays of ids, and can be kept as files. unreadable: what cannot, such as
+    "link.txt (a symbolic link)".
+    """
+
+    segments: list[SegmentSource]
+    others: list[MemberFile]
+    unreadable: list[str]
 
 
 def is_shard(path: Path) -> bool:
@@ -149,14 +77,24 @@ def is_shard(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith("pose")
 
 
-def find_packed(path: Path, grid: Grid | None, bad: Bad) -> list[Segment]:
-    """The segments of a shard in the order in which they lie there; none if it holds no tokens at all.
+def kind_of(member: str) -> str:
+    """What kind of members a member is one of, as a pattern of names: "*.pose.npy". Without a dot, its own name."""
+    kind = _split(member)[1]
+    return f"*.{kind}" if kind else member
 
-    `bad` is called with an InputError for each member, or rest of the shard, that cannot be used.
+
+def read_shard(path: Path, grid: Grid | None, bad: Bad) -> Shard:
+    """Look through a shard. It has no segments if it holds no tokens at all.
+
+    `bad` is called with an InputError for each member, or rest of the shard, that cannot be used. Raises InputError
+    for a path that is no file.
     """
+    open_file(path).close()
     pack = Zip(path) if path.name.lower().endswith(".zip") else Tar(path)
-    found: dict[str, PackedSegment] = {}
+    found: dict[str, MemberSource] = {}
     names: dict[str, str | InputError] = {}
+    others: list[MemberFile] = []
+    unreadable: list[str] = []
     seen: set[str] = set()
     failed: set[str] = set()
     member = None
@@ -164,12 +102,22 @@ def find_packed(path: Path, grid: Grid | None, bad: Bad) -> list[Segment]:
         for member in pack.members():
             key, kind = _split(member.name)
             label = f"{path}: {member.name}"
-            if kind not in (TOKENS, NAMES, PLAIN):
+            is_sample = kind in (TOKENS, NAMES, PLAIN)
+            if not is_sample and member.problem:
+                unreadable.append(f"{member.name} ({member.problem})")
+            if kind not in (TOKENS, PLAIN) and not member.problem:
+                others.append(MemberFile(member.name, path, (), pack, member.at, member.size))
+            if not is_sample:
                 continue
             try:
+                if member.problem:
+                    raise InputError(f"{label}: expected a regular file, found {member.problem}")
                 if member.name in seen:
                     raise InputError(f"{label}: two members have this name; expected one")
                 seen.add(member.name)
+                if kind != NAMES and member.link in found:
+                    found[member.name] = replace(found[member.link], name=member.name, member=member.name)
+                    continue
                 with member.open() as handle:
                     if kind == NAMES:
                         names[key] = _file_name(label, handle)
@@ -178,15 +126,19 @@ def find_packed(path: Path, grid: Grid | None, bad: Bad) -> list[Segment]:
             except InputError as error:
                 failed.add(key)
                 bad(error)
-            except _ERRORS as error:
+            except ERRORS as error:
                 if isinstance(pack, Tar):
                     raise
                 failed.add(key)
-                bad(InputError(f"{label}: the member is damaged: {error}"))
-    except _ERRORS as error:
+                bad(InputError(f"{label}: the member is damaged: {reason(error)}"))
+    except ERRORS as error:
         after = f" after the member {member.name}" if member else ""
-        bad(InputError(f"{path}: the file is truncated or damaged{after}: {error}; fetch it again"))
-    return list(_named(path, found, names, failed, bad))
+        bad(InputError(f"{path}: the file is truncated or damaged{after}: {reason(error)}; fetch it again"))
+    segments = list(_named(path, found, names, failed, bad))
+    if isinstance(pack, Tar):
+        segments.sort(key=lambda s: s.at)  # hard links lie where they lead to
+        others.sort(key=lambda f: f.at)
+    return Shard([*segments], others, unreadable)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -202,27 +154,31 @@ def _file_name(label: str, handle: IO[bytes]) -> str | InputError:
     try:
         name = json.loads(data)["file_name"]
     except (ValueError, RecursionError) as error:
-        return InputError(f"{label}: expected JSON, found {error}")
+        return InputError(f"{label}: expected JSON, found other data: {reason(error)}")
     except (KeyError, TypeError):
         return InputError(f"{label}: expected an object with a file_name, found none")
-    return name if isinstance(name, str) else InputError(f"{label}: expected a string as file_name, found {name!r}")
+    return (
+        name
+        if isinstance(name, str)
+        else InputError(f"{label}: expected a string as file_name, found {json_value(name)}")
+    )
 
 
-def _scan(pack: Tar | Zip, member: Member, label: str, handle: IO[bytes], grid: Grid | None) -> PackedSegment:
+def _scan(pack: Tar | Zip, member: Member, label: str, handle: IO[bytes], grid: Grid | None) -> MemberSource:
     """Read an array's header and look through its values."""
     shape, fortran, dtype = read_header(label, handle)
-    grid = check_array(label, dtype, shape, grid)
+    grid = find_grid(label, dtype, shape, grid)
     start, left = handle.tell(), prod(shape)
     low, high = 0, 0
     while left:
-        data = handle.read(min(left, BLOCK) * dtype.itemsize)
+        data = handle.read(min(left, READ_TOKENS) * dtype.itemsize)
         values = np.frombuffer(data[: len(data) - len(data) % dtype.itemsize], dtype)
         if not values.size:
             raise InputError(f"{label}: the array is truncated: {left} of {prod(shape)} values are missing")
         low, high, left = min(low, int(values.min())), max(high, int(values.max())), left - values.size
     if handle.read(1):
         raise InputError(f"{label}: expected nothing after the array of {shape} {dtype}")
-    segment = PackedSegment(
+    segment = MemberSource(
         member.name, dtype, shape, grid, pack.path, start, fortran, None, None, pack, member.name, member.at, high
     )
     segment.check_range(low, high)
@@ -230,8 +186,8 @@ def _scan(pack: Tar | Zip, member: Member, label: str, handle: IO[bytes], grid: 
 
 
 def _named(
-    path: Path, found: dict[str, PackedSegment], names: dict[str, str | InputError], failed: set[str], bad: Bad
-) -> Iterator[Segment]:
+    path: Path, found: dict[str, MemberSource], names: dict[str, str | InputError], failed: set[str], bad: Bad
+) -> Iterator[MemberSource]:
     """Give segments their samples' names. Members without a partner are bad, unless the partner was already."""
     is_webdataset = any(_split(member)[1] == TOKENS for member in found)
     used: dict[str, str] = {}
@@ -248,6 +204,6 @@ def _named(
             bad(InputError(f"{path}: {member} and {used[name]} have the same name {name!r}; expected two"))
         else:
             used[name] = member
-            yield PackedSegment(**{**vars(segment), "name": name})
+            yield replace(segment, name=name)
     for key in sorted(names.keys() - failed) if is_webdataset else ():
         bad(InputError(f"{path}: {key}.{NAMES}: expected a {key}.{TOKENS} beside it, found none"))

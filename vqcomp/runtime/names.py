@@ -27,4 +27,4 @@ def check_name(name: str) -> None:
     elif os.name == "nt" and any(set(p) & set('<>:"|?*') or p[-1] in ". " or _DEVICES.fullmatch(p) for p in parts):
         problem = "cannot be the name of a file on Windows"
     if problem:
-        raise UnsafeNameError(f"the segment name {name!r} {problem}; expected a plain relative path such as 'a/b.npy'")
+        raise UnsafeNameError(f"the name {name!r} {problem}; expected a plain relative path such as 'a/b.npy'")

@@ -22,14 +22,6 @@ from .spec import TokenSpec
 ReaderType = TypeVar("ReaderType", bound="Reader")
 
 
-def joined(tokens: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
-    """Ids (T, S) from their factors (T, S, F), the first varying fastest."""
-    ids = np.zeros(tokens.shape[:2], np.int64)
-    for f in reversed(range(len(factors))):
-        ids = ids * factors[f] + tokens[..., f]
-    return ids
-
-
 def token_bytes(tokens: np.ndarray) -> bytes:
     """What checksums cover: factors (T, S, F) as little-endian int32."""
     return np.ascontiguousarray(tokens, "<i4").tobytes()
@@ -141,7 +133,7 @@ class Reader:
                         lost[segment.name] = "the tokens' checksum does not match"
                     elif segment.name in wanted:
                         whole.update(data)
-                        ids = joined(tokens, self._spec(group).factors)
+                        ids = self._spec(group).join(tokens)
                         yield segment.name, ids.astype(segment.dtype).reshape(segment.shape)
             found = {name: reason for name, reason in lost.items() if name in wanted}
             if damaged is not None:

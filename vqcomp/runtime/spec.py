@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class TokenSpec:
@@ -33,3 +35,18 @@ class TokenSpec:
     def bits(self) -> int:
         """ceil(log2 vocabulary): what a token takes uncompressed, 10 for commaVQ."""
         return (self.vocabulary - 1).bit_length()
+
+    def split(self, ids: np.ndarray) -> np.ndarray:
+        """Factors (..., F) of ids (...), of the same dtype."""
+        split = []
+        for size in self.factors:
+            split.append(ids % size)
+            ids = ids // size
+        return np.stack(split, -1)
+
+    def join(self, factors: np.ndarray) -> np.ndarray:
+        """int64 ids (...) of factors (..., F): undoes `split`."""
+        ids = np.zeros(factors.shape[:-1], np.int64)
+        for f, size in reversed(list(enumerate(self.factors))):
+            ids = ids * size + factors[..., f]
+        return ids

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.segments import Segment
+from ..data.segments import SegmentSource
 from ..runtime.config import ModelConfig
 from ..runtime.disk import replacing
 from ..runtime.engine import Engine, Tensors
@@ -61,7 +61,7 @@ class Start:
 
 
 def fit(
-    segments: Sequence[Segment],
+    segments: Sequence[SegmentSource],
     spec: TokenSpec,
     out: Path,
     settings: Mapping[str, Any],
@@ -100,7 +100,7 @@ def fit(
 
 
 def fit_to(
-    segments: Sequence[Segment],
+    segments: Sequence[SegmentSource],
     spec: TokenSpec,
     seconds: float,
     start: Start | None,

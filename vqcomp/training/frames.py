@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.segments import Segment, split_ids
-from ..data.shards import PackedSegment
+from ..data.segments import SegmentSource
+from ..data.shards import MemberSource
 from ..runtime.errors import InputError
 from ..runtime.spec import TokenSpec
 
@@ -58,7 +58,7 @@ class StoredFrames:
             raise InputError(
                 f"{self.label}: expected ids in 0..{self.spec.vocabulary - 1}, found {ids.min()} to {ids.max()}"
             )
-        return split_ids(ids, self.spec.factors)
+        return self.spec.split(ids)
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Subset:
 
 
 @contextmanager
-def stored(segments: Sequence[Segment], spec: TokenSpec, folder: Path) -> Iterator[list[Frames]]:
+def stored(segments: Sequence[SegmentSource], spec: TokenSpec, folder: Path) -> Iterator[list[Frames]]:
     """The frames of segments, read from their files; those in shards are unpacked to a temporary file in `folder`.
 
     That file takes 2 bytes a token, 4 for more than 65,536 ids, and is removed at the end. Raises InputError.
     """
-    packed = [s for s in segments if isinstance(s, PackedSegment)]
+    packed = [s for s in segments if isinstance(s, MemberSource)]
     with ExitStack() as stack:
         dtype, starts, path = np.dtype("<u2" if spec.vocabulary <= 1 << 16 else "<u4"), {}, folder
         if packed:
@@ -98,7 +98,7 @@ def stored(segments: Sequence[Segment], spec: TokenSpec, folder: Path) -> Iterat
         ]
 
 
-def _unpack(segments: Sequence[Segment], path: Path, dtype: np.dtype[Any]) -> dict[str, int]:
+def _unpack(segments: Sequence[SegmentSource], path: Path, dtype: np.dtype[Any]) -> dict[str, int]:
     """Write the ids of segments one after another; name -> offset in bytes."""
     need, free = sum(s.tokens for s in segments) * dtype.itemsize, shutil.disk_usage(path.parent).free
     if need > free:

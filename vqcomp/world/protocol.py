@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..data.onex import Video, open_video
-from ..data.segments import split_ids
 from ..runtime.arithmetic import LOGIT_UNIT
 from ..runtime.compute import Compute
 from ..runtime.engine import Engine
@@ -156,7 +155,7 @@ def read_windows(video: Video, starts: list[int], batch_size: int) -> Iterator[n
         batch = np.stack([ids[s : s + WINDOW * STRIDE : STRIDE][:WINDOW] for s in starts[i : i + batch_size]])
         if int(batch.max()) >= video.spec.vocabulary or int(batch.min()) < 0:
             raise InputError(f"{video.path}: expected ids in 0..{video.spec.vocabulary - 1}, found {batch.max()}")
-        yield split_ids(batch.reshape(*batch.shape[:2], -1).astype(np.int64), video.spec.factors)
+        yield video.spec.split(batch.reshape(*batch.shape[:2], -1).astype(np.int64))
 
 
 def evaluate(
