@@ -55,9 +55,10 @@ def words() -> list[int]:
 def compute() -> dict[str, Any]:
     """Everything that is pinned, as JSON would hold it."""
     segment = predicted()
-    small = TokenSpec(2, 3, (20,))
+    small, factored = TokenSpec(2, 3, (20,)), TokenSpec(3, 4, (300, 5))
     mixed = make_codec(CONFIG.spec, model(), adapt=True, compute=Compute("numpy"))
     adaptive = make_codec(small, None).encode([[random_segment(small, 6, n) for n in range(2)]])[0]
+    two = make_codec(factored, None).encode([[random_segment(factored, 30), random_segment(factored, 20, 1)]])[0]
     return {
         "range coder words": words(),
         "logits of the last frame, first position": logits()[0].astype(int).tolist(),
@@ -66,6 +67,7 @@ def compute() -> dict[str, Any]:
         "self-test": self_test(Engine(CONFIG, random_tensors(CONFIG), NumpyOps())),
         "gpt stream": make_codec(CONFIG.spec, model(), compute=Compute("numpy")).encode([[segment]])[0].hex(),
         "adaptive stream": adaptive.hex(),
+        "adaptive stream of two factors, sha256": hashlib.sha256(two).hexdigest(),
         "mixed stream": mixed.encode([[segment]])[0].hex(),
     }
 

@@ -396,10 +396,10 @@ def test_other_zips_folders_and_missing_files_are_no_archives(tmp_path):
         vqcomp.open(tmp_path / "other.zip")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, [1]])
+@pytest.mark.parametrize("version", [0, format.FORMAT + 1, str(format.FORMAT), None, True, [format.FORMAT]])
 def test_unknown_format_versions_are_refused_before_anything_else(tmp_path, mixed, version):
     folder = forge(mixed, tmp_path / "forged", lambda t: {"format": version})
-    with pytest.raises(FormatError, match=r"expected format 1, found .*wrote it"):
+    with pytest.raises(FormatError, match=rf"expected format {format.FORMAT}, found .*wrote it"):
         vqcomp.open(folder)
 
 
@@ -490,7 +490,7 @@ def change(*keys):
         change("model", {"bytes": "9", "sha256": ""}),
         lambda t: {k: v for k, v in t.items() if k != "sha256"},
         lambda t: {k: v for k, v in t.items() if k != "segments"},
-        lambda t: {"format": 1},
+        lambda t: {"format": format.FORMAT},
     ],
 )
 def test_malformed_manifests_are_refused(tmp_path, mixed, edit):

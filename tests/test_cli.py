@@ -102,7 +102,7 @@ def test_list_shows_segments_without_decoding(zipped, capsys, monkeypatch):
     assert run(["list", "out.zip"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:3] == ["a.npy", "<i2", "2x2x3"]
-    assert lines[4].startswith("format 1, written by vqcomp ")
+    assert lines[4].startswith(f"format {format.FORMAT}, written by vqcomp ")
     assert run(["list", "out.zip", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert [s["name"] for s in table["segments"]] == ["a.npy", "b/c.npy", "b/d"]
