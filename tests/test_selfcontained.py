@@ -404,3 +404,10 @@ def test_an_older_python_is_told_so(unpacked, tmp_path):
     done = run(folder, tmp_path, before="sys.version_info = (3, 9, 18)")
     assert done.returncode == 1
     assert "expected Python 3.10 or newer" in done.stderr
+
+
+def test_a_python_of_32_bits_is_told_so_in_one_line(unpacked, tmp_path):
+    folder, _ = unpacked("adaptive")
+    done = run(folder, tmp_path, before="sys.maxsize = 2**31 - 1")
+    assert done.returncode == 1
+    assert done.stderr == "error: expected a 64-bit Python, found one of 32 bits; run this with another one\n"
