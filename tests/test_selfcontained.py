@@ -18,7 +18,7 @@ from conftest import REPOSITORY, files_in, tokens
 import vqcomp
 from vqcomp.archive import writer as container
 from vqcomp.runtime import archive as format
-from vqcomp.runtime.coder import CONSTRICTION
+from vqcomp.runtime import coder
 from vqcomp.runtime.launch import NUMPY
 
 RUNTIME = REPOSITORY / "vqcomp/runtime"
@@ -138,7 +138,7 @@ def test_runtime_modules_import_only_each_other_numpy_constriction_and_perhaps_t
 
 
 def test_the_package_pins_the_version_of_constriction_that_streams_rely_on():
-    assert f'"constriction=={CONSTRICTION};' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    assert f'"constriction=={coder.CONSTRICTION};' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
 
 
 # ---- restoring
@@ -257,6 +257,15 @@ def test_without_constriction_it_goes_on_and_says_so_in_one_line(unpacked, tmp_p
     assert note == "note: constriction 0.5.0 is not here; without it, decoding takes a little longer"
     assert restored.startswith("restored ")
     check_files(tmp_path / "decompressed", items)
+
+
+@pytest.mark.parametrize("name", ["both", "gpt", "mixed", "adaptive"])
+def test_without_constriction_archives_are_the_same_bytes(archives, tmp_path, tiny_model, monkeypatch, name):
+    path, items = archives[name]
+    monkeypatch.setattr(coder, "constriction", None)
+    model = "none" if name == "adaptive" else tiny_model
+    vqcomp.compress(items, tmp_path / "again.zip", model=model, adapt=name == "mixed", grid=(3, 4))
+    assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
 
 
 def test_another_version_of_constriction_counts_as_none(unpacked, tmp_path):
