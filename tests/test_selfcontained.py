@@ -75,9 +75,11 @@ def run(folder, cwd, *arguments, without=(), before="", **variables):
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
+    harness = folder.parent / "harness.py"
+    harness.write_text(code, "utf-8")
     environment = {k: v for k, v in os.environ.items() if k not in ("OUTPUT_DIR", "PYTHONPATH")}
     return subprocess.run(
-        [sys.executable, "-c", code, os.path.relpath(folder / "decompress.py", cwd), *arguments],
+        [sys.executable, harness, os.path.relpath(folder / "decompress.py", cwd), *arguments],
         cwd=cwd,
         env={**environment, "VQCOMP_NO_PIP": "1", **{k: str(v) for k, v in variables.items()}},
         capture_output=True, text=True, check=False,
