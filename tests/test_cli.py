@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 SUMMARY = [
     "segments", "tokens", "raw_bytes", "zip_bytes", "payload_bytes", "weights_bytes", "runtime_bytes", "files_bytes",
     "rate",
-    "payload_bits_per_token", "seconds", "tokens_per_second",
+    "payload_bits_per_token", "seconds", "tokens_per_second", "skipped", "left_out",
 ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_quiet_is_silent_and_verbose_explains(here, capsys):
     assert "left out, no tokens: 1 file" in capsys.readouterr().err
     assert run(["compress", "data", "out3.zip", "-v"]) == 0
     shown = capsys.readouterr().err
-    assert "left out, no .npy file: notes.txt" in shown
+    assert "left out, no tokens: notes.txt" in shown
     assert "model: none" in shown
     assert run(["decompress", "out.zip", "-v", "-o", "x"]) == 0
     assert capsys.readouterr().err.splitlines()[:3] == ["a.npy", "b/c.npy", "b/d"]
