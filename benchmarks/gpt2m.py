@@ -1,0 +1,161 @@
+"""A small network of gpt2m's family: bits per token in float and exactly, at each precision, and speed.
+
+    python benchmarks/gpt2m.py [--minutes M] [--layers N] [--dim D] [--window W] [--frames F] [--folder DIR]
+
+Trains on the first 900 frames of the example (of synthetic tokens where there is none) and codes the last ones, at most
+300. DIR gets the checkpoint; one that is there is measured and not trained again. Uses one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import example, synthetic
+
+from vqcomp.runtime.exact import make_ops
+from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.tokengpt import TokenGPT
+from vqcomp.runtime.tokengpt_codec import TokenCodec
+from vqcomp.runtime.tokengpt_config import Precision, TokenConfig
+from vqcomp.runtime.tokengpt_weights import Checkpoint, read_checkpoint
+from vqcomp.training.gpt2 import GPT2
+
+SPEC = TokenSpec(8, 16, (1024,))
+TRAINED, BATCH = 900, 4
+"""Frames to train on, windows in a step."""
+
+
+def ids_of(frames: np.ndarray, bos: int) -> np.ndarray:
+    """(T, S) -> (T * (1 + S),)"""
+    return np.concatenate([np.full_like(frames[:, :1], bos), frames], 1).reshape(-1)
+
+
+def train(config: TokenConfig, frames: np.ndarray, seconds: float) -> GPT2:
+    """A network after so many seconds on these frames (T, S)."""
+    torch.manual_seed(0)
+    model = GPT2(config)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
+    window, start, step = config.frames(SPEC), time.monotonic(), 0
+    while (share := (time.monotonic() - start) / seconds) < 1:
+        rate = 3e-3 * min(1, (step + 1) / 50, 2 * (1 - share))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        starts = torch.randint(len(frames) - window + 1, (BATCH,)).tolist()
+        ids = torch.from_numpy(np.stack([ids_of(frames[i : i + window], config.bos) for i in starts])).long()
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 0:
+            print(f"step {step}: {loss.item() / math.log(2):.3f} bits/id, {100 * share:.0f} %", flush=True)
+        step += 1
+    print(f"trained for {step} steps, {step * BATCH * window * SPEC.positions:,} tokens, {seconds:.0f} s")
+    return model.eval()
+
+
+def float_bits(model: GPT2, frames: np.ndarray, keep: int) -> float:
+    """Bits per token of frames (T, S) as TokenCodec would code them, of the true probabilities of the 1024 ids."""
+    window, t, nats = model.config.frames(SPEC), 0, 0.0
+    while t < len(frames):
+        first = max(0, t - keep)
+        shown = frames[first : first + window]
+        ids = torch.from_numpy(ids_of(shown, model.config.bos)).long()[None]
+        with torch.no_grad():
+            logits = model(ids)[0, :, : model.config.bos].reshape(len(shown), -1, model.config.bos)[:, :-1]
+        new = torch.from_numpy(shown[t - first :]).long()
+        nats += torch.nn.functional.cross_entropy(
+            logits[t - first :].flatten(0, 1), new.flatten(), reduction="sum"
+        ).item()
+        t = first + len(shown)
+    return nats / math.log(2) / frames.size
+
+
+def exact_bits(codec: TokenCodec, frames: np.ndarray) -> tuple[float, float]:
+    """(bits per token of the stream, tokens per second of encoding)."""
+    start = time.perf_counter()
+    (stream,) = codec.encode([[frames[:, :, None]]])
+    return 8 * len(stream) / frames.size, frames.size / (time.perf_counter() - start)
+
+
+def decoding(codec: TokenCodec, frames: np.ndarray) -> Iterator[tuple[int, float]]:
+    """(segments side by side, tokens per second of decoding two frames of each)."""
+    for batch in (1, 8, 64):
+        groups = [[frames[i : i + 2, :, None]] for i in range(batch)]
+        streams = codec.encode(groups)
+        start = time.perf_counter()
+        decoded = codec.decode(streams, [[2]] * batch)
+        seconds = time.perf_counter() - start
+        assert all((a[0] == b[0]).all() for a, b in zip(decoded, groups, strict=True))
+        yield batch, 2 * batch * SPEC.positions / seconds
+
+
+def get_checkpoint(folder: Path, config: TokenConfig, frames: np.ndarray, minutes: float) -> Checkpoint:
+    """The checkpoint in `folder`; trained first if there is none."""
+    if not (folder / "pytorch_model.bin").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        model = train(config, frames, 60 * minutes)
+        shape = {"n_layer": config.layers, "n_head": config.heads, "n_embd": config.dim,
+                 "n_positions": config.positions, "vocab_size": config.vocabulary}  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(shape))
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return read_checkpoint(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--window", type=int, default=4, help="frames that the network sees")
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    real = example()
+    data = (synthetic(1200, 0) if real is None else real).reshape(1200, -1).astype(np.int32)
+    positions = arguments.window * (SPEC.positions + 1)
+    config = TokenConfig(
+        arguments.layers, arguments.dim // 32, arguments.dim, positions=positions, hidden=4 * arguments.dim
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = get_checkpoint(arguments.folder or Path(temporary), config, data[:TRAINED], arguments.minutes)
+        config, load = checkpoint.config, checkpoint.load
+        model = GPT2(config).eval()
+        model.load_state_dict({name: torch.from_numpy(load(name)) for name in config.tensor_shapes()})
+        frames = data[-min(arguments.frames, 1200 - TRAINED) :]
+        print(f"{config.layers} layers, width {config.dim}, {config.parameters():,} weights; "
+              f"{'synthetic tokens' if real is None else 'the example'}, last {len(frames)} frames")  # fmt: skip
+        window = config.frames(SPEC)
+        for keep in range(window):
+            print(f"float, {keep} frames kept: {float_bits(model, frames, keep):.4f} bits/token", flush=True)
+        ops = make_ops("cpu", 1)
+        for weights in (1, 2):
+            for activations in (1, 2):
+                engine = TokenGPT(config, load, ops, Precision(weights, activations))
+                bits, speed = exact_bits(TokenCodec(engine, SPEC), frames)
+                name = f"exact, weights of {7 * weights} bits, activations of {7 * activations + 1}"
+                print(
+                    f"{name}, {window // 2} frames kept: {bits:.4f} bits/token, {speed:,.0f} tokens/s encoding",
+                    flush=True,
+                )
+                for batch, rate in decoding(TokenCodec(engine, SPEC), frames):
+                    print(f"  decoding {batch} segments: {rate:,.0f} tokens/s", flush=True)
+        for keep in range(window):
+            bits, speed = exact_bits(TokenCodec(engine, SPEC, keep), frames)
+            print(f"{name}, {keep} frames kept: {bits:.4f} bits/token, {speed:,.0f} tokens/s encoding", flush=True)
+
+
+if __name__ == "__main__":
+    main()
