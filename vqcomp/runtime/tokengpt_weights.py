@@ -113,7 +113,7 @@ def _safetensors(path: Path) -> _Tensors:
                 continue
             shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
             if entry["dtype"] not in _DTYPES:
-                tensors[name] = shape, lambda: np.zeros(0)  # such as boolean masks, which nobody asks for
+                tensors[name] = shape, _refuser(path, name, entry["dtype"])  # boolean masks are never asked for
                 continue
             dtype = np.dtype(_DTYPES[entry["dtype"]])
             if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or end > len(data):
@@ -126,6 +126,13 @@ def _safetensors(path: Path) -> _Tensors:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: expected a file of safetensors, found {error}") from error
+
+
+def _refuser(path: Path, name: str, dtype: str) -> Callable[[], np.ndarray]:
+    def refuse() -> np.ndarray:
+        raise ModelError(f"{path}: {name}: expected numbers of a type among {', '.join(_DTYPES)}, found {dtype}")
+
+    return refuse
 
 
 def _reader(data: np.ndarray, dtype: np.dtype[Any], shape: tuple[int, ...], brain: bool) -> Callable[[], np.ndarray]:
