@@ -2,8 +2,9 @@
 
     python benchmarks/gpt2m.py [--minutes M] [--layers N] [--dim D] [--window W] [--frames F] [--folder DIR]
 
-Trains on the first 900 frames of the example (of synthetic tokens where there is none) and codes the last ones, at most
-300. DIR gets the checkpoint; one that is there is measured and not trained again. Uses one thread.
+Trains on the first 900 frames of the example (of synthetic tokens where there is none). Codes the last ones, at most
+300, and the first 100: the network has seen those, so its predictions are sharp, and they show what precision is worth.
+DIR gets the checkpoint; one that is there is measured and not trained again. Uses one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ from vqcomp.runtime.tokengpt_weights import Checkpoint, read_checkpoint
 from vqcomp.training.gpt2 import GPT2
 
 SPEC = TokenSpec(8, 16, (1024,))
-TRAINED, BATCH = 900, 4
-"""Frames to train on, windows in a step."""
+TRAINED, SEEN, BATCH = 900, 100, 4
+"""Frames to train on; how many of them are measured; windows in a step."""
 
 
 def ids_of(frames: np.ndarray, bos: int) -> np.ndarray:
@@ -134,27 +135,31 @@ def main() -> None:
         config, load = checkpoint.config, checkpoint.load
         model = GPT2(config).eval()
         model.load_state_dict({name: torch.from_numpy(load(name)) for name in config.tensor_shapes()})
-        frames = data[-min(arguments.frames, 1200 - TRAINED) :]
-        print(f"{config.layers} layers, width {config.dim}, {config.parameters():,} weights; "
-              f"{'synthetic tokens' if real is None else 'the example'}, last {len(frames)} frames")  # fmt: skip
-        window = config.frames(SPEC)
-        for keep in range(window):
-            print(f"float, {keep} frames kept: {float_bits(model, frames, keep):.4f} bits/token", flush=True)
-        ops = make_ops("cpu", 1)
-        for weights in (1, 2):
-            for activations in (1, 2):
-                engine = TokenGPT(config, load, ops, Precision(weights, activations))
-                bits, speed = exact_bits(TokenCodec(engine, SPEC), frames)
-                name = f"exact, weights of {7 * weights} bits, activations of {7 * activations + 1}"
-                print(
-                    f"{name}, {window // 2} frames kept: {bits:.4f} bits/token, {speed:,.0f} tokens/s encoding",
-                    flush=True,
-                )
-                for batch, rate in decoding(TokenCodec(engine, SPEC), frames):
-                    print(f"  decoding {batch} segments: {rate:,.0f} tokens/s", flush=True)
-        for keep in range(window):
-            bits, speed = exact_bits(TokenCodec(engine, SPEC, keep), frames)
-            print(f"{name}, {keep} frames kept: {bits:.4f} bits/token, {speed:,.0f} tokens/s encoding", flush=True)
+        print(
+            f"{config.layers} layers, width {config.dim}, {config.parameters():,} weights, "
+            f"{config.frames(SPEC)} frames; {'synthetic tokens' if real is None else 'the example'}"
+        )
+        measure(model, load, data[:SEEN], f"first {SEEN} frames, seen in training")
+        new = data[-min(arguments.frames, 1200 - TRAINED) :]
+        measure(model, load, new, f"last {len(new)} frames, new")
+
+
+def measure(model: GPT2, load: Callable[[str], np.ndarray], frames: np.ndarray, label: str) -> None:
+    """Print bits per token and speed on frames (T, S)."""
+    config, ops = model.config, make_ops("cpu", 1)
+    window = config.frames(SPEC)
+    print(label)
+    for keep in range(window):
+        print(f"  float, {keep} frames kept: {float_bits(model, frames, keep):.4f} bits/token", flush=True)
+    for precision in (Precision(w, a) for w in (1, 2) for a in (1, 2)):
+        engine = TokenGPT(config, load, ops, precision)
+        bits, speed = exact_bits(TokenCodec(engine, SPEC), frames)
+        name = f"exact, weights of {7 * precision.weights} bits, activations of {7 * precision.activations + 1}"
+        speeds = ", ".join(f"{rate:,.0f} ({batch})" for batch, rate in decoding(TokenCodec(engine, SPEC), frames))
+        print(f"  {name}: {bits:.4f} bits/token; tokens/s: encoding {speed:,.0f}, decoding {speeds}", flush=True)
+    for keep in range(window):
+        bits, speed = exact_bits(TokenCodec(engine, SPEC, keep), frames)
+        print(f"  {name}, {keep} frames kept: {bits:.4f} bits/token, encoding {speed:,.0f} tokens/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,22 @@ import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runtime import layout
-from ..runtime.kinds import KINDS, Kind
 from .renaming import rename
 from .stripping import Text, remove_ballast
 from .unused import remove_unused
+
+if TYPE_CHECKING:
+    from ..runtime.kinds import Kind
 
 RUNTIME_FOLDER = Path(layout.__file__).parent
 ENTRY, FUNCTION = "launch", "main"
 """The module that decompress.py imports, and the function in it that it calls."""
 SEPARATOR = "\0"
+APART = "tokengpt"
+"""How the names of modules begin that no archive needs. They have no part in what is reached, nor in short names."""
 
 
 def roots(kinds: Iterable[Kind], *, files: bool, workers: bool) -> frozenset[str]:
@@ -51,20 +56,9 @@ def strip_program(sources: dict[str, str], function: str) -> dict[str, str]:
 
 @lru_cache
 def stripped_modules() -> dict[str, str]:
-    """All modules of the runtime that an archive can need, stripped as one program; no others have a part in it."""
-    sources: dict[str, str] = {}
-    wanted = {"__init__", *roots(KINDS.values(), files=True, workers=True)}
-    while wanted:
-        name = wanted.pop()
-        sources[name] = source_of(name)
-        wanted |= _imported(ast.walk(ast.parse(sources[name]))) - sources.keys()
-    return strip_program(dict(sorted(sources.items())), FUNCTION)
-
-
-def _imported(nodes: Iterable[ast.AST]) -> set[str]:
-    """The modules of the same package that statements among `nodes` import."""
-    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
-    return {name for node in imports for name in ([node.module] if node.module else [a.name for a in node.names])}
+    """All modules of the runtime that archives may need, stripped as one program."""
+    names = sorted(path.stem for path in RUNTIME_FOLDER.glob("*.py") if path.name != layout.BOOTSTRAP)
+    return strip_program({name: source_of(name) for name in names if not name.startswith(APART)}, FUNCTION)
 
 
 @lru_cache
@@ -74,7 +68,8 @@ def _imports(name: str) -> frozenset[str]:
     waiting: list[ast.AST] = [ast.parse(stripped_modules()[name])]
     while waiting:
         node = waiting.pop()
-        found |= _imported([node])
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             waiting += ast.iter_child_nodes(node)
     return frozenset(found)
