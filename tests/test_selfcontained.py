@@ -16,8 +16,8 @@ from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
 from vqcomp.archive import packing
-from vqcomp.runtime import layout as format
 from vqcomp.runtime import coder
+from vqcomp.runtime import layout as format
 from vqcomp.runtime.kinds import KINDS
 from vqcomp.runtime.launch import NUMPY
 
