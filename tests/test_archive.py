@@ -26,7 +26,7 @@ from vqcomp.runtime import layout as format
 from vqcomp.runtime.codec import Codec
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.kinds import ADAPTIVE
-from vqcomp.runtime.manifest import CHECK, Coding, _column
+from vqcomp.runtime.manifest import CHECK, Coding, _column, parse
 from vqcomp.runtime.progress import Progress
 from vqcomp.runtime.spec import TokenSpec
 
@@ -503,6 +503,12 @@ def test_malformed_manifests_are_refused(tmp_path, mixed, edit):
 def test_manifests_that_are_no_tables_are_refused(content):
     with pytest.raises(ArchiveError):
         parse_untrusted(content)
+
+
+def test_the_decoder_that_trusts_its_manifest_reads_in_it_what_vqcomp_reads(tmp_path, mixed):
+    content = (unpack(mixed, tmp_path / "unpacked") / format.MANIFEST).read_bytes()
+    assert parse(content) == parse_untrusted(content)
+    assert parse(content).to_bytes() == content
 
 
 def test_an_archive_whose_whole_hash_is_wrong_is_refused(tmp_path, mixed):

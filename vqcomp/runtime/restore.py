@@ -43,7 +43,7 @@ def restore(
         path = folder / name
         try:
             if root not in (path.parent.resolve() / "x").parents:
-                raise UnsafeNameError(f"{path}: leads out of {folder}; expected a place inside")
+                raise UnsafeNameError(f"{path}: this name or a link leads out of {folder}; expected a place inside")
             make_folder(path.parent, created)
             is_new = not path.exists()
             with replacing(path) as temporary, open(temporary, "xb") as handle:
