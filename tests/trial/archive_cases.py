@@ -6,8 +6,8 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -138,7 +138,7 @@ def _zip_case(change: Callable[[Random, bytes], bytes]) -> Callable[[Random, Pat
 
 
 def _focused(random: Random, change: Callable[[Random, bytes], bytes], data: bytes) -> bytes:
-    """Change the zip somewhere; mostly behind the decoder, which makes up most of these small zips."""
+    """Change the zip somewhere (a range of it); mostly behind the decoder, which makes up most of these small zips."""
     if random.random() < 0.3:
         return change(random, data)
     start = data.index(layout.RUNTIME.encode()) + len(layout.RUNTIME)
@@ -154,6 +154,10 @@ def other_methods(random: Random, folder: Path, specimens: list[Specimen]) -> Ou
     if random.random() < 0.5:  # what vqcomp can read: streams have to be stored
         chosen[layout.STREAMS] = chosen[layout.FILES] = zipfile.ZIP_STORED
     data = damage.pack(whole.entries, chosen)
+    if random.random() < 0.1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = damage.append_entry(random, data)
     if random.random() < 0.85:
         data = _focused(random, random.choice((*damage.ANYHOW, damage.zip_field)), data)
     path.write_bytes(data)
@@ -296,7 +300,7 @@ def _contents(archive: Any, file: Any, lost: dict[str, str]) -> bytes | None:
 HOSTILE_NAMES = (
     "..", "../outside", "a/../../outside", "/etc/vqcomp-trial", "/", "C:/outside", "c:outside", "\\\\host\\share", "a\\b", "", ".", "a//b", "a/", "./a",
     "decompress.py", "vqcomp/manifest.json", "VQCOMP/x", "con", "nul.npy", "a\0b", "a\nb", "\x1b[2J", "\x7f", "\ud800", "\u202egpj.exe", "x" * 255,
-    "x" * 256, "漢" * 86, "y/" * 1000 + "z", "y/" * 3000 + "z", "é", "e\u0301", "A", "a", "a/b", "ＡＢ", "ß", "SS", "trailing ", "dot.", "a:b", "*", "-rf", "~",
+    "x" * 256, "漢" * 86, "y/" * 300 + "z", "y/" * 3000 + "z", "é", "e\u0301", "A", "a", "a/b", "ＡＢ", "ß", "SS", "trailing ", "dot.", "a:b", "*", "-rf", "~",
     "a\u2028b", "\ufeffbom", "$(x)", "%s%n", "x.npy\u0000.txt", 5, None, 1.5, True, ["a"], {"a": 1},
 )  # fmt: skip
 

@@ -64,9 +64,7 @@ _FIELDS = {  # signature -> (offset, size) of fields
 
 
 def zip_field(random: Random, data: bytes) -> bytes:
-    """A field of a header, of the directory or of its end has another value; or a comment or an entry is added."""
-    if random.random() < 0.1:
-        return _appended(random, data)
+    """A field of a header, of the directory or of its end has another value."""
     signature = random.choice(list(_FIELDS))
     places = [i for i in range(len(data)) if data.startswith(signature, i)]
     out = bytearray(data)
@@ -78,7 +76,8 @@ def zip_field(random: Random, data: bytes) -> bytes:
     return bytes(out)
 
 
-def _appended(random: Random, data: bytes) -> bytes:
+def append_entry(random: Random, data: bytes) -> bytes:
+    """A comment or an entry is added to a zip; perhaps one of a name that is there already."""
     buffer = io.BytesIO(data)
     with zipfile.ZipFile(buffer, "a") as archive:
         if random.random() < 0.5:

@@ -18,10 +18,14 @@ import numpy as np
 
 from .errors import DamageError, FormatError, InputError
 from .kinds import KINDS, Kind
-from .layout import FORMAT, MANIFEST, TOKENS_LIMIT
+from .layout import FORMAT, MANIFEST, MODEL_LIMIT, TOKENS_LIMIT
 from .names import check_name
 from .spec import TokenSpec
 
+STREAM_END, DECISIONS, SYMBOLS = 96, 16, 19
+"""A stream of s bytes has 8 s + 96 bits at most; a bit, at most so many binary orders of decisions or symbols."""
+KEPT_RATIO = 1 << 13
+"""xz makes no more bytes than this out of one."""
 CHECK = ',"check":"{}"}}'
 """How a manifest ends: the sha256 of everything before."""
 
@@ -176,8 +180,12 @@ def parse(data: bytes) -> Manifest:
         raise DamageError(f"{MANIFEST} is damaged: its checksum does not match")
     try:
         return _parse(table)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise FormatError(f"{MANIFEST}: a field is missing or wrong: {error!r}") from error
+    except KeyError as error:
+        raise FormatError(f"{MANIFEST}: the field {error} is missing") from error
+    except ValueError as error:
+        raise FormatError(f"{MANIFEST}: {error}") from error
+    except (TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise FormatError(f"{MANIFEST}: a field holds something of another kind than it should") from error
 
 
 def _parse(table: dict[str, Any]) -> Manifest:
@@ -219,6 +227,9 @@ def _parse(table: dict[str, Any]) -> Manifest:
             if not re.fullmatch(r"[<>|][iu][1248]", kinds[i]):
                 raise ValueError(f"dtype {kinds[i]!r} of {names[i]!r}")
             segments.append(Segment(names[i], np.dtype(kinds[i]), shape, _integer(crcs[i]), g))
+        tokens = sum(segments[i].tokens for i in group.segments)
+        if tokens > (8 * group.size + STREAM_END) << (DECISIONS if kind.learns else SYMBOLS):
+            raise ValueError(f"a stream of {group.size} bytes cannot hold {tokens} tokens")
     model = table["model"]
     if (model is not None) != any(kind.has_network for _, kind in codings):
         raise ValueError("a model goes with codecs that have a network, and only with them")
@@ -228,7 +239,7 @@ def _parse(table: dict[str, Any]) -> Manifest:
         tuple(segments),
         tuple(groups),
         str(table["sha256"]),
-        None if model is None else (_integer(model["bytes"], 1), str(model["sha256"])),
+        None if model is None else (_integer(model["bytes"], 1, MODEL_LIMIT), str(model["sha256"])),
         kept,
         raw,
     )
@@ -245,7 +256,9 @@ def _files(table: dict[str, Any], segments: int) -> tuple[tuple[Kept, ...], tupl
     raw: list[Raw] = []
     offset = end = 0
     for name, size, crc, stored in _rows(table.get("files"), "name", "bytes", "crc32", "stored"):
-        kept.append(Kept(name, _integer(size), _integer(crc), offset, _integer(stored, 1)))
+        if _integer(size) > KEPT_RATIO * _integer(stored, 1):
+            raise ValueError(f"{stored} bytes of xz cannot hold {size}")
+        kept.append(Kept(name, size, _integer(crc), offset, stored))
         offset += stored
     for name, first, length in _rows(table.get("raw"), "name", "first", "segments"):
         if _integer(first, end) + _integer(length, 1) > segments:
@@ -285,7 +298,7 @@ def _values(column: Any, count: int) -> Sequence[Any]:
     return column
 
 
-def _integer(value: Any, least: int = 0) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"expected an integer of at least {least}, found {value!r}")
+def _integer(value: Any, least: int = 0, most: int = 1 << 63) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"expected an integer in {least}..{most}, found {json.dumps(value)[:60]}")
     return value
