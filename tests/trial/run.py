@@ -43,11 +43,12 @@ class Trial:
         self.started = dict.fromkeys(kinds, 0)
         self.counts: dict[str, Counter[Verdict]] = defaultdict(Counter)
         self.failures: dict[str, list[str]] = defaultdict(list)
+        self.slowest = (0.0, "")
         self._lock = threading.Lock()
 
     def work(self) -> None:
         """What each thread does with a worker of its own."""
-        from cases import LIMITS
+        from cases import LIMIT
         from pool import Worker
 
         worker = Worker(self.scratch)
@@ -59,7 +60,7 @@ class Trial:
                     seed = f"{kind}/{self.seed}/{self.started[kind]}"
                     self.spent[kind] += 0.01  # so that two workers do not take the same kind for the time of a case
                 start = time.monotonic()
-                outcome = worker.run(kind, seed, LIMITS[kind])
+                outcome = worker.run(kind, seed, LIMIT)
                 self.note(kind, seed, outcome, time.monotonic() - start)
         finally:
             worker.close()
@@ -68,6 +69,7 @@ class Trial:
         with self._lock:
             self.spent[kind] += seconds
             self.counts[kind][outcome.verdict] += 1
+            self.slowest = max(self.slowest, (seconds, seed))
             if outcome.verdict in FAILURES:
                 fault = f"{outcome.verdict.value}: {outcome.detail}"
                 if fault not in self.failures:
@@ -91,7 +93,7 @@ def seconds_of(text: str) -> float:
 
 
 def main() -> int:
-    from cases import KINDS, LIMITS
+    from cases import KINDS, LIMIT
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--time", type=seconds_of, default="20m", help="such as 90s or 20m (default: 20m)")
@@ -107,7 +109,7 @@ def main() -> int:
 
             kind = options.only.partition("/")[0]
             worker = Worker(Path(scratch))
-            print(*worker.run(kind, options.only, LIMITS[kind]))
+            print(*worker.run(kind, options.only, LIMIT))
             worker.close()
             return 0
         print(f"seed {options.seed}", flush=True)
@@ -117,7 +119,7 @@ def main() -> int:
             thread.start()
         for thread in threads:
             thread.join()
-    print(f"\n{trial.table()}\n")
+    print(f"\n{trial.table()}\n\nthe slowest case took {trial.slowest[0]:.1f} s: {trial.slowest[1]}")
     for fault, seeds in sorted(trial.failures.items(), key=lambda item: -len(item[1])):
         print(f"{len(seeds):6} x {fault}")
     return 1 if trial.failures else 0
