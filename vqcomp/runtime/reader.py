@@ -130,6 +130,8 @@ class Reader:
                     elif segment.name in wanted:
                         whole.update(data)
                         ids = self._spec(group).join(tokens)
+                        if ids.max() > np.iinfo(segment.dtype).max:
+                            raise FormatError(f"{self.path}: segment {segment.name!r}: {segment.dtype} is too small")
                         yield segment.name, ids.astype(segment.dtype).reshape(segment.shape)
             found = {name: reason for name, reason in lost.items() if name in wanted}
             if damaged is not None:
