@@ -56,7 +56,7 @@ class Writer:
         self.groups: list[Group] = []
         self.size = 0
         self.whole = hashlib.sha256()
-        self.zip = zipfile.ZipFile(path, "x")
+        self.zip = zipfile.ZipFile(path, "w")
         try:
             runtime = runtime_archive(roots((kind for _, kind in codings), files=bool(raw or files), workers=workers))
             self._put(layout.BOOTSTRAP, bootstrap(runtime), zipfile.ZIP_DEFLATED)

@@ -40,11 +40,13 @@ from .progress import Bar
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
 @click.option("--keep-all", is_flag=True, help="Keep byte for byte what is no tokens, too: files, members of shards.")
+@click.option("--resume", is_flag=True, help="Go on from OUT.partial, which an interrupted run of it left; or begin.")
 @compute_options
-@options("grid", "force", "json", "quiet", "verbose")
+@options("cluster", "grid", "force", "json", "quiet", "verbose")
 def compress(
     data: tuple[str, ...], out: str, model: str, train: float | None, adapt: bool, no_verify: bool, skip_bad: bool,
-    keep_all: bool, compute: Compute, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
+    keep_all: bool, resume: bool, compute: Compute, cluster: str | None, grid: Grid | None, force: bool, as_json: bool,
+    quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Compress DATA into the zip OUT.
 
@@ -54,12 +56,13 @@ def compress(
     """
 
     def report(line: str) -> None:
-        if verbose or line.startswith("skipped"):
+        if verbose or line.startswith(("note", "skipped")):
             click.echo(line, err=True)
 
     summary = api.compress(
         data, out, model=model, train=train, adapt=adapt, grid=grid, force=force, verify=not no_verify,
-        skip_bad=skip_bad, keep_all=keep_all, compute=compute, progress=Bar(quiet), report=report,
+        skip_bad=skip_bad, keep_all=keep_all, resume=resume, cluster=cluster, compute=compute, progress=Bar(quiet),
+        report=report,
     )  # fmt: skip
     if summary.left_out and not quiet and not verbose:
         left_out = count(summary.left_out, "file")
@@ -73,17 +76,19 @@ def compress(
 @click.option("-o", "--output", default="decompressed", show_default=True, metavar="DIR", help="Folder to write into.")
 @click.option("--only", multiple=True, metavar="NAME", help="Restore this file or segment alone (may be repeated).")
 @compute_options
-@options("force", "quiet", "verbose")
+@options("cluster", "force", "quiet", "verbose")
 def decompress(
-    archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], compute: Compute, force: bool,
-    quiet: bool, verbose: bool,
+    archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], compute: Compute, cluster: str | None,
+    force: bool, quiet: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Restore the files in ARCHIVE, or those named.
 
     ARCHIVE is a zip or the folder it was unpacked into. Where segments are damaged, the others are restored still.
     """
     chosen = {*only, *names} or None
-    restored, lost = api.restore_files(archive, output, chosen, force=force, compute=compute, progress=Bar(quiet))
+    restored, lost = api.restore_files(
+        archive, output, chosen, force=force, cluster=cluster, compute=compute, progress=Bar(quiet)
+    )
     if verbose:
         for name in restored:
             click.echo(name, err=True)
@@ -97,10 +102,10 @@ def decompress(
 @click.command()
 @click.argument("archive")
 @compute_options
-@options("json", "quiet")
-def test(archive: str, compute: Compute, as_json: bool, quiet: bool) -> None:
+@options("cluster", "json", "quiet")
+def test(archive: str, compute: Compute, cluster: str | None, as_json: bool, quiet: bool) -> None:
     """Decode all of ARCHIVE and check every checksum; write nothing."""
-    summary = api.check(archive, compute=compute, progress=Bar(quiet))
+    summary = api.check(archive, cluster=cluster, compute=compute, progress=Bar(quiet))
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     elif not quiet:
@@ -179,10 +184,10 @@ def describe(archive: Archive) -> dict[str, Any]:
 @click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
 @click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
 @compute_options
-@options("grid", "json", "quiet")
+@options("cluster", "grid", "json", "quiet")
 def evaluate(
     paths: tuple[str, ...], protocol: str | None, model: str | None, max_windows: int | None, compute: Compute,
-    grid: Grid | None, as_json: bool, quiet: bool,
+    cluster: str | None, grid: Grid | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
 
@@ -191,11 +196,13 @@ def evaluate(
     if protocol:
         if len(paths) != 1 or not model:
             raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
+        if cluster:
+            raise click.UsageError("--protocol 1x runs on this machine alone, without --cluster")
         _print_scores(api.evaluate_1x(model, paths[0], max_windows=max_windows, compute=compute), as_json)
         return
     if len(paths) < 2:
         raise click.UsageError("Missing argument 'DATA'.")
-    summary = api.evaluate(paths[0], paths[1:], grid=grid, compute=compute, progress=Bar(quiet))
+    summary = api.evaluate(paths[0], paths[1:], grid=grid, cluster=cluster, compute=compute, progress=Bar(quiet))
     click.echo(json.dumps(asdict(summary)) if as_json else f"Compression rate: {summary.rate:.4f}")
 
 
