@@ -78,7 +78,7 @@ def compress(
     resume: go on from the journal (NAME.partial, see archive/journal.py) that an earlier run left beside `out`, to the
     same bytes; or begin. Without it a journal is kept, too, of more segments than are computed together, and when
     training; unless one lies there, which is left alone.
-    cluster: code on a cluster of Ray's: auto, local, HOST:PORT or ray://HOST:PORT. The model is chosen and trained here.
+    cluster: code on a cluster, Ray's: auto, local, HOST:PORT or ray://HOST:PORT. The model is chosen and trained here.
     `report` is called with lines about choices made; those about the journal begin with "note".
     `out` appears at the end, whole, or not at all. Raises InputError, ModelError, PlatformError, DependencyError; and
     DamageError if what was written does not decode to `data`.

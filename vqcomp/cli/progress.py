@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Bar(Progress):
-    """A tqdm bar on standard error: tokens, their rate, time left, segments, groups. Silent unless that is a terminal."""
+    """A tqdm bar on standard error: tokens, their rate, time left, segments, groups. Silent unless a terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
