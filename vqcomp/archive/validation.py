@@ -62,7 +62,8 @@ def _check(table: dict[str, Any]) -> None:
             )
         if spec["codec"] not in KINDS:
             raise FormatError(
-                f"{MANIFEST}: expected a codec among {', '.join(KINDS)}, found {json.dumps(spec['codec'])[:60]}; upgrade vqcomp"
+                f"{MANIFEST}: expected a codec among {', '.join(KINDS)}, found {json.dumps(spec['codec'])[:60]}; "
+                "upgrade vqcomp"
             )
     # A list of names is no longer than the manifest: what counts them can be believed from here on.
     names = rows["name"]

@@ -15,7 +15,7 @@ class Progress:
     def advance(self, segments: int, tokens: int) -> None:
         """So many more are done."""
 
-    def groups(self, done: int, total: int) -> None:
+    def groups_done(self, done: int, total: int) -> None:
         """Of the groups that share a stream so many are done, those of an earlier run included."""
 
     def end(self) -> None:
