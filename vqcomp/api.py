@@ -96,7 +96,8 @@ def compress(
     DamageError if what was written does not decode to `data`.
     """
     start, out = time.monotonic(), Path(out)
-    compute, progress, report = compute or Compute(), progress or Progress(), report or (lambda line: None)
+    compute = (compute or Compute()).checked()
+    progress, report = progress or Progress(), report or (lambda line: None)
     if level not in LEVELS:
         raise InputError(f"level: expected 1 (fast) to {len(LEVELS)} (small), found {level}")
     group_size = LEVELS[level].group_size if group_size is None else group_size
@@ -264,7 +265,7 @@ def evaluate_1x(
     """
     (place,) = places(folder)
     data = find_model(model, "--model").data
-    return protocol.evaluate(data, place, max_windows=max_windows, compute=compute or Compute())
+    return protocol.evaluate(data, place, max_windows=max_windows, compute=(compute or Compute()).checked())
 
 
 def train(

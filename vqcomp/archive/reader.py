@@ -62,7 +62,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
                 ) from error
         self._recent: tuple[int, dict[str, np.ndarray], dict[str, str]] = (-1, {}, {})
         try:
-            super().__init__(path, compute)
+            super().__init__(path, (compute or Compute()).checked())
         except BaseException:
             if self._zip:
                 self._zip.close()
@@ -111,7 +111,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     @property
     def raw_bytes(self) -> int:
         """Size of all tokens at ceil(log2 vocabulary) bits each, 10 for commaVQ, and of the files kept as they are."""
-        bits = sum(s.tokens * self.manifest.coding(s).spec.bits for s in self.segments)
+        bits = sum(s.tokens * self.manifest.coding_of(s).spec.bits for s in self.segments)
         return -(-bits // 8) + sum(f.size for f in self.kept)
 
     def contents(self, file: Kept) -> Iterator[bytes]:

@@ -195,7 +195,7 @@ def describe(archive: Archive) -> dict[str, Any]:
     for segment in manifest.segments:
         group = manifest.groups[segment.group]
         together = sum(manifest.segments[i].tokens for i in group.segments)
-        spec, kind = manifest.coding(segment)
+        spec, kind = manifest.coding_of(segment)
         raw = segment.tokens * spec.bits / 8
         share = group.size * segment.tokens / together
         segments.append(
