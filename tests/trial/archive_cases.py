@@ -208,7 +208,10 @@ def _aimed(random: Random, table: dict[str, Any]) -> dict[str, Any]:
     way = random.randrange(12)
     if way == 0:
         table["groups"]["count"] = big
-        table["groups"] = {k: v if k == "count" else {"all": v[0] if isinstance(v, list) else v["all"]} for k, v in table["groups"].items()}
+        table["groups"] = {
+            k: v if k == "count" else {"all": v[0] if isinstance(v, list) else v["all"]}
+            for k, v in table["groups"].items()
+        }
     elif way == 1:
         spec["factors"] = random.choice(([2] * 100_000, [65536] * 64, spec["factors"] * 65, [2] * 64, [65536] * 4))
     elif way == 2:
@@ -223,15 +226,28 @@ def _aimed(random: Random, table: dict[str, Any]) -> dict[str, Any]:
     elif way == 6:
         table["segments"] = {**table["segments"], "name": [f"x{i}" for i in range(200_000)]}
     elif way == 7:
-        table["files"] = {"count": 1, "name": ["bomb"], "bytes": [big], "crc32": [0], "stored": [random.choice((1, 100, big))]}
+        table["files"] = {
+            "count": 1,
+            "name": ["bomb"],
+            "bytes": [big],
+            "crc32": [0],
+            "stored": [random.choice((1, 100, big))],
+        }
     elif way == 8:
-        table["raw"] = {"count": 1, "name": ["raw"], "first": [random.choice((0, big))], "segments": [random.choice((n, n + 1, big))]}
+        table["raw"] = {
+            "count": 1,
+            "name": ["raw"],
+            "first": [random.choice((0, big))],
+            "segments": [random.choice((n, n + 1, big))],
+        }
     elif way == 9:
         table["specs"] = [spec] * random.choice((0, 1000, 100_000))
     elif way == 10:
         spec["codec"] = random.choice(("gpt", "mixed", "adaptive", "lzma", "__class__", 7, ["gpt"]))
     else:
-        table["segments"]["dtype"] = {"all": random.choice(("|u1", "|i1", "<u2", ">i8", "<f4", "|O", "|b1", "<u16", "|V8", "<i3"))}
+        table["segments"]["dtype"] = {
+            "all": random.choice(("|u1", "|i1", "<u2", ">i8", "<f4", "|O", "|b1", "<u16", "|V8", "<i3"))
+        }
     return table
 
 
@@ -319,7 +335,10 @@ def names(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
 
 
 def _compress_names(random: Random, folder: Path) -> Outcome:
-    data = {random.choice([n for n in HOSTILE_NAMES if not isinstance(n, list | dict)]): np.full((1, 3, 4), i) for i in range(random.choice((1, 2)))}
+    data = {
+        random.choice([n for n in HOSTILE_NAMES if not isinstance(n, list | dict)]): np.full((1, 3, 4), i)
+        for i in range(random.choice((1, 2)))
+    }
     out = folder / "out.zip"
     try:
         vqcomp.compress(data, out, model="none", compute=COMPUTE)
@@ -358,7 +377,9 @@ def models(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
         text = damage.literal(json.dumps(table).encode())
         header = zlib.compress(text, 9)
         length = random.choice((len(header),) * 8 + (0, len(header) + 1, 2**32 - 1))
-        data = damage.with_crc(weights.MAGIC + struct.pack("<I", length) + header + struct.pack("<I", check) + data[start:-4])
+        data = damage.with_crc(
+            weights.MAGIC + struct.pack("<I", length) + header + struct.pack("<I", check) + data[start:-4]
+        )
     path = folder / "model.vqm"
     path.write_bytes(data)
     try:
@@ -366,7 +387,22 @@ def models(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
             spec = weights.read_config(data)[0].spec
             load_engine(spec, data, COMPUTE)
             return EXACT
-        arguments = ["compress", str(whole.data), str(folder / "out.zip"), "--model", str(path), "--grid", "3x4", "--device", "numpy", "-q", "-T", "1", "-j", "1"]
+        arguments = [
+            "compress",
+            str(whole.data),
+            str(folder / "out.zip"),
+            "--model",
+            str(path),
+            "--grid",
+            "3x4",
+            "--device",
+            "numpy",
+            "-q",
+            "-T",
+            "1",
+            "-j",
+            "1",
+        ]
         code, _, errors = call(arguments)
         if failed := verdicts.of_command(code, errors):
             return failed

@@ -71,7 +71,22 @@ def zip_field(random: Random, data: bytes) -> bytes:
     for _ in range(random.choice((1, 1, 2))):
         at, (offset, size) = random.choice(places), random.choice(_FIELDS[signature])
         old = int.from_bytes(out[at + offset : at + offset + size], "little")
-        new = random.choice((old + 1, old - 1, old ^ (1 << random.randrange(8 * size)), random.getrandbits(8 * size), 0, 8, 12, 14, 93, -1, len(data), old * 2))
+        new = random.choice(
+            (
+                old + 1,
+                old - 1,
+                old ^ (1 << random.randrange(8 * size)),
+                random.getrandbits(8 * size),
+                0,
+                8,
+                12,
+                14,
+                93,
+                -1,
+                len(data),
+                old * 2,
+            )
+        )
         out[at + offset : at + offset + size] = (new % (1 << (8 * size))).to_bytes(size, "little")
     return bytes(out)
 
@@ -113,14 +128,41 @@ def odd_value(random: Random, old: Any) -> Any:
     if type(old) is int:
         ways += [old + 1, old - 1, old * 2, -old, float(old), str(old), old + 2**32, old ^ 1] * 3
     if isinstance(old, str):
-        ways += [old[:-1], old + old, old.upper(), old + "\0", "../" + old, "/" + old, "<i1", "|u1", ">u8", "<f4", "|O", "<M8", "<i16"] * 2
+        ways += [
+            old[:-1],
+            old + old,
+            old.upper(),
+            old + "\0",
+            "../" + old,
+            "/" + old,
+            "<i1",
+            "|u1",
+            ">u8",
+            "<f4",
+            "|O",
+            "<M8",
+            "<i16",
+        ] * 2
     if isinstance(old, list) and old:
         some = list(old)
         random.shuffle(some)
-        ways += [old[:-1], [*old, old[-1]], some, old[::-1], old * 1000, [old[0]] * len(old), [odd_number(random)] * len(old)] * 3
+        ways += [
+            old[:-1],
+            [*old, old[-1]],
+            some,
+            old[::-1],
+            old * 1000,
+            [old[0]] * len(old),
+            [odd_number(random)] * len(old),
+        ] * 3
     if isinstance(old, dict) and old:
         key = random.choice(list(old))
-        ways += [{k: v for k, v in old.items() if k != key}, {**old, "more": 1}, list(old), {k + "x": v for k, v in old.items()}] * 2
+        ways += [
+            {k: v for k, v in old.items() if k != key},
+            {**old, "more": 1},
+            list(old),
+            {k + "x": v for k, v in old.items()},
+        ] * 2
     return random.choice(ways)
 
 

@@ -62,7 +62,16 @@ def kill_compress(random: Random, folder: Path, specimens: list[Specimen]) -> Ou
         return _leftovers(number, zips.keys())
 
     (folder / "out").mkdir()
-    arguments = ["compress", str(whole.data), str(folder / "out/out.zip"), "--model", "none", "--grid", "3x4", "--keep-all"]
+    arguments = [
+        "compress",
+        str(whole.data),
+        str(folder / "out/out.zip"),
+        "--model",
+        "none",
+        "--grid",
+        "3x4",
+        "--keep-all",
+    ]
     return _killed(random, "compress", folder, _vqcomp(*arguments, "--device", "numpy", "-j", "2", "-q"), judge)
 
 
@@ -78,7 +87,9 @@ def kill_decompress(random: Random, folder: Path, specimens: list[Specimen]) -> 
         return _leftovers(number, found.keys())
 
     if random.random() < 0.5:
-        command = _vqcomp("decompress", str(whole.path), "-o", str(folder / "out"), "--device", "numpy", "-j", "2", "-q")
+        command = _vqcomp(
+            "decompress", str(whole.path), "-o", str(folder / "out"), "--device", "numpy", "-j", "2", "-q"
+        )
         return _killed(random, "decompress", folder, command, judge)
     _unpack(whole, folder / "unpacked")
     return _killed(random, "decompress.py", folder, [*_decompress_py(folder), "-j", "2"], judge)
@@ -145,8 +156,10 @@ def _killed(
     told = f"{name}, {signal.Signals(number).name}"
     if code is None:
         return Outcome(Verdict.HANG, f"{told}: no end within {PATIENCE:.0f} s")
-    if ("Traceback" in errors or "Exception ignored" in errors) and re.search(r"vqcomp|decompress\.py", errors):
-        return Outcome(Verdict.TRACEBACK, f"{told}: {_place(errors)}")
+    if "Traceback" in errors or "Exception ignored" in errors:
+        # While Python itself starts, nothing of ours has run yet.
+        ours = re.search(r'File "[^"]*(vqcomp/|decompress\.py|multiprocessing/|threading\.py)', errors)
+        return Outcome(Verdict.TRACEBACK, f"{told}: {_place(errors)}") if ours else Outcome(Verdict.ERROR)
     if code not in (0, *{signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2)}[number]):
         return Outcome(Verdict.TRACEBACK, f"{told}: exit code {code}: {errors.strip()[-120:]!r}")
     if code == 130 and errors.strip() != "interrupted" and name != "decompress.py":

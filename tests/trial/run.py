@@ -82,7 +82,9 @@ class Trial:
         rows = [[k, sum(self.counts[k].values()), *(self.counts[k][v] for v in Verdict)] for k in self.kinds]
         rows.append(["all", *(sum(int(row[i]) for row in rows) for i in range(1, len(head)))])
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        return "\n".join("| " + " | ".join(f"{c:,}" if isinstance(c, int) else c for c in line) + " |" for line in lines)
+        return "\n".join(
+            "| " + " | ".join(f"{c:,}" if isinstance(c, int) else c for c in line) + " |" for line in lines
+        )
 
 
 def seconds_of(text: str) -> float:

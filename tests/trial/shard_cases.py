@@ -21,8 +21,34 @@ from verdicts import EXACT, Outcome, Verdict
 
 import vqcomp
 
-_KINDS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE, tarfile.DIRTYPE, b"Z", b"7")
-_NAMES = ("seg", "a/b", "..", "../outside", "/etc/x", "x" * 300, "a\nb", "漢字", "decompress.py", "con", "", 5, None, ["x"], "\ud800")
+_KINDS = (
+    tarfile.SYMTYPE,
+    tarfile.LNKTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.FIFOTYPE,
+    tarfile.GNUTYPE_SPARSE,
+    tarfile.DIRTYPE,
+    b"Z",
+    b"7",
+)
+_NAMES = (
+    "seg",
+    "a/b",
+    "..",
+    "../outside",
+    "/etc/x",
+    "x" * 300,
+    "a\nb",
+    "漢字",
+    "decompress.py",
+    "con",
+    "",
+    5,
+    None,
+    ["x"],
+    "\ud800",
+)
 
 
 def shards(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
@@ -36,7 +62,9 @@ def shards(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
         more = {"again": np.full((2, 8, 16), 9, "<i2")}
         arrays.update(more)
         data += layouts.tar_bytes(layouts.samples(more))
-    name, sealed = random.choice((("shard.tar", False), ("shard.tar.gz", True), ("shard.tgz", True), ("shard.zip", True)))
+    name, sealed = random.choice(
+        (("shard.tar", False), ("shard.tar.gz", True), ("shard.tgz", True), ("shard.zip", True))
+    )
     if name == "shard.zip":
         arrays = {"plain.npy": np.ones((2, 8, 16), "<i2"), "in/two.npy": np.zeros((1, 8, 16), "<i2")}
         data = damage.pack({n: layouts.npy(a) for n, a in arrays.items()}, random.choice((0, 8, 12, 14)))
@@ -120,7 +148,22 @@ def arrays(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
 def _compress(random: Random, folder: Path, data: Path, expected: dict[str, np.ndarray], exact: bool) -> Outcome:
     """Compress by the command; what comes back must be some of `expected`, and what is not there must have been named."""
     out, skip, keep = folder / "out.zip", random.random() < 0.5, random.random() < 0.3
-    arguments = ["compress", str(data), str(out), "--model", "none", "--grid", "3x4", "--device", "numpy", "-T", "1", "-j", "1", "-v"]
+    arguments = [
+        "compress",
+        str(data),
+        str(out),
+        "--model",
+        "none",
+        "--grid",
+        "3x4",
+        "--device",
+        "numpy",
+        "-T",
+        "1",
+        "-j",
+        "1",
+        "-v",
+    ]
     arguments += ["--skip-bad"] * skip + ["--keep-all"] * keep
     try:
         code, _, errors = archive_cases.call(arguments)

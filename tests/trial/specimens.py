@@ -51,15 +51,27 @@ def make_specimens(folder: Path) -> list[Specimen]:
     model = folder / "tiny.vqm"
     model.write_bytes(tiny_model())
     several = {f"drive/{i:02}.npy": tokens((1 + i % 3, 3, 4), seed=i) for i in range(9)}
-    mixture = {**dict(list(several.items())[:3]), "wide.npy": tokens((2, 2, 3), 300, ">u2"), "no suffix": np.ones((2, 12), "i8")}
+    mixture = {
+        **dict(list(several.items())[:3]),
+        "wide.npy": tokens((2, 2, 3), 300, ">u2"),
+        "no suffix": np.ones((2, 12), "i8"),
+    }
     found = [
-        _make(folder, "adaptive", _folder(folder / "a", several, {"notes/read me.txt": b"kept " * 400, "empty": b""}), "none"),
+        _make(
+            folder,
+            "adaptive",
+            _folder(folder / "a", several, {"notes/read me.txt": b"kept " * 400, "empty": b""}),
+            "none",
+        ),
         _make(folder, "gpt", _folder(folder / "g", mixture, {}), str(model), adapt=False),
         _make(folder, "mixed", _folder(folder / "m", several, {"poses.bin": bytes(range(256)) * 9}), str(model)),
     ]
     noise = {"noise.npy": np.random.default_rng(0).integers(0, 1 << 16, (2, 3, 4)).astype("<u2")}
     found.append(_make(folder, "uniform", _folder(folder / "u", noise, {}), "none"))
-    ids, cuts = np.random.default_rng(1).integers(0, 1 << 18, (7, 3, 3)).astype(np.uint32), np.array([0, 0, 0, 1, 1, 2, 2])
+    ids, cuts = (
+        np.random.default_rng(1).integers(0, 1 << 18, (7, 3, 3)).astype(np.uint32),
+        np.array([0, 0, 0, 1, 1, 2, 2]),
+    )
     write_video(folder / "w", ids, cuts, {"vocab_size": 1 << 18, "hz": 30}, {"joint_pos": np.ones((7, 3))})
     found.append(_make(folder, "raw", folder / "w", "none"))
     return found

@@ -70,7 +70,9 @@ def of_command(code: int, errors: str) -> Outcome | None:
         return None
     lines = [line for line in errors.splitlines() if line.lower().startswith("error:")]
     if code not in (1, 2, 3) or len(lines) != 1:
-        return Outcome(Verdict.TRACEBACK, f"exit code {code} with {len(lines)} lines of error: {errors.strip()[-120:]!r}")
+        return Outcome(
+            Verdict.TRACEBACK, f"exit code {code} with {len(lines)} lines of error: {errors.strip()[-120:]!r}"
+        )
     return of_message(lines[0])
 
 
