@@ -156,8 +156,10 @@ def _killed(
     told = f"{name}, {signal.Signals(number).name}"
     if code is None:
         return Outcome(Verdict.HANG, f"{told}: no end within {PATIENCE:.0f} s")
-    if ("Traceback" in errors or "Exception ignored" in errors) and re.search(r"vqcomp|decompress\.py", errors):
-        return Outcome(Verdict.TRACEBACK, f"{told}: {_place(errors)}")
+    if "Traceback" in errors or "Exception ignored" in errors:
+        # While Python itself starts, nothing of ours has run yet.
+        ours = re.search(r'File "[^"]*(vqcomp/|decompress\.py|multiprocessing/|threading\.py)', errors)
+        return Outcome(Verdict.TRACEBACK, f"{told}: {_place(errors)}") if ours else Outcome(Verdict.ERROR)
     if code not in (0, *{signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2)}[number]):
         return Outcome(Verdict.TRACEBACK, f"{told}: exit code {code}: {errors.strip()[-120:]!r}")
     if code == 130 and errors.strip() != "interrupted" and name != "decompress.py":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -164,5 +165,5 @@ def _offset(values: Any) -> Offset:
 
 def _integer(value: Any) -> int:
     if not isinstance(value, int):
-        raise ValueError(f"expected an integer, found {value}")
+        raise ValueError(f"expected an integer, found {json.dumps(value)[:60]}")
     return value

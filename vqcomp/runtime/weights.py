@@ -136,9 +136,7 @@ def read_model(data: bytes) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np
     config, check, start = read_config(data)
     limit = min(WEIGHTS_LIMIT, FEW_WEIGHTS + WEIGHTS_PER_BYTE * len(data))
     if config.parameters() > limit:
-        raise ModelError(
-            f"model: {config.parameters()} weights are more than the limit of {limit} for {len(data)} bytes"
-        )
+        raise ModelError(f"model: {config.parameters()} weights are over the limit of {limit} for {len(data)} bytes")
     decoder = Decoder(data[start:-4])
     coder = WeightCoder(lambda symbols, bounds: get_symbols(decoder, bounds))
     tensors = {}

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -53,6 +54,9 @@ class Workers(Codec):
     def close(self) -> None:
         """End the processes, whatever they do."""
         if self._pool:
+            # Those that have only been started could not find what this process has taken down meanwhile.
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
             self._pool.shutdown(wait=False, cancel_futures=True)
             for end in (self._life, *self._reports):
                 end.close()
@@ -106,7 +110,7 @@ class _Process(SpawnProcess):
 
     @staticmethod
     def _Popen(process: BaseProcess) -> Any:
-        with _hidden_main():
+        with _hidden_main(), _no_interrupts():
             return SpawnProcess._Popen(process)  # type: ignore[attr-defined, unused-ignore]
 
 
@@ -126,6 +130,20 @@ def _hidden_main() -> Iterator[None]:
         yield
     finally:
         vars(main).update({name: before[name] for name in ("__spec__", "__file__") if name in before})
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Within it, Ctrl-C waits; processes that are started do not see it at all, from their first instruction on."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # else it would be started within, and let interrupts in
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_archive() -> bool:
