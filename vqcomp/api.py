@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .archive.as_data import find_segments
 from .archive.compare import decoded, differences
 from .archive.reader import Archive
 from .archive.summary import Summary, summarize
@@ -18,7 +19,7 @@ from .archive.writer import Writer
 from .choice import Chooser
 from .data.files import File
 from .data.segments import Grid, SegmentSource
-from .data.sources import Data, Found, find_segments, label, places
+from .data.sources import Data, Found, label, places
 from .data.specs import COMMAVQ, find_specs
 from .model_files import ModelFile, find_model, find_models
 from .runtime.compute import Compute
@@ -65,9 +66,10 @@ def compress(
 ) -> Summary:
     """Write `data` as one self-contained zip, and decode and compare what was written (unless verify=False).
 
-    data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, several of
-    these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in 0..65535. `grid` is
-    (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what cannot be used.
+    data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, an
+    archive, several of these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in
+    0..65535. `grid` is (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what
+    cannot be used.
     keep_all keeps byte for byte what holds no tokens: other files, and other members of shards.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
@@ -84,7 +86,7 @@ def compress(
     _check_output(out, force)
     models = find_models(model)
     hint = "--skip-bad (skip_bad=True) leaves it out and does the rest"
-    found = find_segments(data, grid, skip_bad=skip_bad, keep_all=keep_all, hint=hint)
+    found = find_segments(data, grid, compute=compute, skip_bad=skip_bad, keep_all=keep_all, hint=hint)
     sources = {s.source for s in found.segments if isinstance(s.source, Path)} | {f.path for f in found.files}
     if out.exists() and any(out.samefile(source) for source in sources):
         raise InputError(f"{out}: the output would replace the input; choose another name")
@@ -176,7 +178,7 @@ def evaluate(
     start = time.monotonic()
     with Archive(path, compute) as archive:
         kept = {f.name for f in archive.kept}
-        found = find_segments(data, grid, keep_all=bool(kept))
+        found = find_segments(data, grid, compute=compute, keep_all=bool(kept))
         segments = {s.name: s for s in found.segments}
         # Files that are no tokens were kept on request: only those of 1X's folders have to be in the archive.
         files = {f.name: f for f in found.files if f.beside or f.name in kept}
@@ -241,7 +243,8 @@ def train(
         from .training.fit import Start, fit
 
         start = find_model(init, "--init") if init is not None else None
-        by_spec = _sort(find_segments(data, grid), [*([start.spec] if start else []), COMMAVQ], Progress())
+        found = find_segments(data, grid, compute=Compute(threads=threads))
+        by_spec = _sort(found, [*([start.spec] if start else []), COMMAVQ], Progress())
         if len(by_spec) > 1:
             raise InputError(f"{label(data)}: expected one grid and vocabulary, found {_describe(by_spec)}")
         ((spec, segments),) = by_spec.items()

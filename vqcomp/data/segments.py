@@ -51,6 +51,11 @@ class SegmentSource:
         return repr(self.name) if isinstance(self.source, np.ndarray) else str(self.source)
 
     @property
+    def in_place(self) -> bool:
+        """Whether its values lie as they are at `start` of `source`, and can be mapped."""
+        return True
+
+    @property
     def frames(self) -> int:
         """T."""
         return self.shape[0]

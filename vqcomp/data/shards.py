@@ -45,6 +45,10 @@ class MemberSource(SegmentSource):
     def label(self) -> str:
         return f"{self.source}: {self.member}"
 
+    @property
+    def in_place(self) -> bool:
+        return False
+
     def maximum(self) -> int:
         return self.largest
 
