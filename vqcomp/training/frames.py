@@ -78,7 +78,7 @@ class Subset:
 
 @contextmanager
 def stored(segments: Sequence[SegmentSource], spec: TokenSpec, folder: Path) -> Iterator[list[Frames]]:
-    """The frames of segments, read from their files; those in shards and archives are unpacked to a temporary file in `folder`.
+    """The frames of segments, read from their files; those in shards and archives go to a temporary file in `folder`.
 
     That file takes 2 bytes a token, 4 for more than 65,536 ids, and is removed at the end. Raises InputError.
     """
