@@ -1,4 +1,4 @@
-"""Segments drawn from a network: always the same, distributed as it says, and coded by it at what they are said to cost."""
+"""Segments drawn from a network: always the same, distributed as it says, and coded by it at their cost."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_windows_of_1x_are_read_out_of_the_video(tmp_path):
     write_synthetic(tmp_path / "robot", frames=40, clips=2)
     video = np.fromfile(tmp_path / "robot/video.bin", "<u4").reshape(40, 16, 16)
     data = Frames(tmp_path / "robot", 10)
-    np.testing.assert_array_equal(torch.stack(list(data[i] for i in range(len(data)))).reshape(40, 16, 16), video)
+    np.testing.assert_array_equal(torch.stack([data[i] for i in range(len(data))]).reshape(40, 16, 16), video)
 
 
 def test_what_cannot_be_windows_is_an_error(places, tmp_path):

@@ -81,6 +81,7 @@ class SegmentSource:
         first, last, _ = frames.indices(self.frames)
         per_frame = self.tokens // self.frames
         count = (last - first) * per_frame
+        assert isinstance(self.source, Path)
         try:
             offset = self.start + first * per_frame * self.dtype.itemsize
             values = np.fromfile(self.source, self.dtype, count, offset=offset)

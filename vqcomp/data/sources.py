@@ -20,7 +20,7 @@ from .segments import Grid, SegmentSource, array_in_memory, check_grid
 from .shards import is_shard, kind_of, read_shard
 
 Place = str | os.PathLike[str]
-Data = Place | Sequence[Place] | Mapping[str, np.ndarray]
+Data = Place | Sequence[Place] | Mapping[str, np.ndarray] | Mapping[str, SegmentSource]
 OpenArchive = Callable[[Path], tuple[list[SegmentSource], list[File]] | None]
 """Gives the segments and kept files of a file that is an archive, else None. Raises InputError."""
 
@@ -108,7 +108,8 @@ def find_segments(
 
     data: a .npy file; a shard (.tar, .tar.gz, .tgz, .zip; see shards.py); a folder of 1X's (see onex.py); a
     folder of all these at any depth; an address on the hub (hf://datasets/OWNER/NAME[@REVISION]/FILE); a list of these;
-    or a mapping from names to arrays. A .npy file without the suffix is known by its first bytes. Names of files are
+    or a mapping from names to arrays, or to segments that were found before, which keep their own names and come in the
+    order of the mapping's. A .npy file without the suffix is known by its first bytes. Names of files are
     their paths inside the folder. `grid` is (H, W) of arrays (T, H * W); for 128 tokens it is known to be (8, 16).
     With skip_bad, what cannot be used is left out and said in `skipped`; `hint` may tell the user of it. With keep_all,
     a folder's files and a shard's members that are no tokens are kept byte for byte: members under their own names.
@@ -127,7 +128,10 @@ def find_segments(
 
     if isinstance(data, Mapping):
         for name, array in data.items():
-            add(str(name), lambda n=name, a=array: [array_in_memory(n, a, grid)])  # type: ignore[misc]
+            if isinstance(array, SegmentSource):
+                parts.append((name, [array]))
+            else:
+                add(str(name), lambda n=name, a=array: [array_in_memory(n, a, grid)])  # type: ignore[misc]
     else:
         paths = places(data)
         if len(paths) == 1 and not os.path.isdir(paths[0]) and not is_shard(paths[0]):
