@@ -3,8 +3,8 @@
     python benchmarks/limit.py [--from commavq-nano] [--segments 1,8,64] [--frames 150] [--train 60] [--preset pico]
 
 The limit is what the tokens take under the network that they were drawn from. Measured against it, in bits/token: that
-network itself; the learner, which starts from nothing, on N segments; and a network that was trained for so many seconds
-on N segments, alone and with learning on top, on EIGHT others. docs/scaling.md has the table.
+network itself; the learner, which starts from nothing, on N segments; and a network that was trained for so many
+seconds on N segments, alone and with learning on top, on EIGHT others. docs/scaling.md has the table.
 """
 
 from __future__ import annotations
