@@ -288,15 +288,22 @@ def models_of(choices: Iterable[str]) -> list[ModelFile]:
     return [find_model(choice, "--model") for choice in choices if choice not in shipped_models()]
 
 
+def require_matplotlib() -> None:
+    """Raise DependencyError where there is none."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise DependencyError("--plot needs matplotlib: pip install 'vqcomp[plot]'") from error
+
+
 def plot(rows: Sequence[Row], share: float, path: Path) -> None:
     """Draw the rate of all data against tokens/s, of encoding (filled) and decoding (hollow); the suffix is the format.
 
     Raises DependencyError (no matplotlib) or InputError.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError("--plot needs matplotlib: pip install 'vqcomp[plot]'") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     for i, row in enumerate(rows):

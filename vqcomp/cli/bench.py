@@ -31,6 +31,8 @@ def bench(
     """
     from .. import bench as benchmark
 
+    if plot:
+        benchmark.require_matplotlib()
     chosen = benchmark.models_of(models)
     tokens = benchmark.load(data, grid, everything=everything, models=chosen, compute=compute)
     what = f"{count(len(tokens.segments), 'segment')}, {count(tokens.count, 'token')}"
