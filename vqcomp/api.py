@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .archive.as_data import find_segments
 from .archive.compare import decoded, differences
 from .archive.journal import appearing
 from .archive.reader import Archive
@@ -20,7 +21,7 @@ from .cluster.archive import opened
 from .cluster.codec import connect
 from .data.outputs import require_free, require_writable
 from .data.segments import Grid, SegmentSource
-from .data.sources import Data, Found, find_segments, label, places
+from .data.sources import Data, Found, label, places
 from .data.specs import COMMAVQ, find_specs
 from .encoding import GroupCoding, about_run, choose_once, kept_journal, verify_written, write
 from .model_files import find_model, find_models
@@ -76,9 +77,10 @@ def compress(
 ) -> Summary:
     """Write `data` as one self-contained zip, and decode and compare what was written (unless verify=False).
 
-    data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, several of
-    these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in 0..65535. `grid` is
-    (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what cannot be used.
+    data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, an
+    archive, several of these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in
+    0..65535. `grid` is (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what
+    cannot be used.
     keep_all keeps byte for byte what holds no tokens: other files, and other members of shards.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
@@ -110,7 +112,7 @@ def compress(
             pass
     require_writable(out, "a zip", force=force)
     models = find_models(model)
-    found = find_segments(data, grid, skip_bad=skip_bad, keep_all=keep_all, hint=SKIP_HINT)
+    found = find_segments(data, grid, compute=compute, skip_bad=skip_bad, keep_all=keep_all, hint=SKIP_HINT)
     sources = {s.source for s in found.segments if isinstance(s.source, Path)} | {f.path for f in found.files}
     if out.exists() and any(out.samefile(source) for source in sources):
         raise InputError(f"{out}: the output would replace the input; choose another name")
@@ -128,7 +130,7 @@ def compress(
             kept_journal(out, about, wanted=wanted, resume=resume, report=report) as journal,
         ):
             # A cluster's devices are not those of this machine.
-            here = replace(compute, device="auto") if spread else compute
+            here = compute._replace(device="auto") if spread else compute
             chooser = Chooser(by_spec, adapt, group_size, here, progress, report)
             chosen = choose_once(chooser, model, level, train, out.parent, journal)
             coding = GroupCoding(chosen, adapt, group_size, decoder)
@@ -232,7 +234,7 @@ def evaluate(
     start = time.monotonic()
     with connect(cluster, compute or Compute()) as spread, opened(path, compute, spread) as archive:
         kept = {f.name for f in archive.kept}
-        found = find_segments(data, grid, skip_bad=skip_bad, keep_all=bool(kept), hint=SKIP_HINT)
+        found = find_segments(data, grid, compute=compute, skip_bad=skip_bad, keep_all=bool(kept), hint=SKIP_HINT)
         segments = {s.name: s for s in found.segments}
         # Files that are no tokens were kept on request: only those of 1X's folders have to be in the archive.
         files = {f.name: f for f in found.files if f.beside or f.name in kept}
@@ -297,7 +299,8 @@ def train(
         from .training.fit import Start, fit
 
         start = find_model(init, "--init") if init is not None else None
-        by_spec = _sort(find_segments(data, grid), [*([start.spec] if start else []), COMMAVQ], Progress())
+        found = find_segments(data, grid, compute=Compute(threads=threads))
+        by_spec = _sort(found, [*([start.spec] if start else []), COMMAVQ], Progress())
         if len(by_spec) > 1:
             raise InputError(f"{label(data)}: expected one grid and vocabulary, found {_describe(by_spec)}")
         ((spec, segments),) = by_spec.items()

@@ -146,6 +146,10 @@ class Archive(Reader, Mapping[str, np.ndarray]):
                     if not inflate.eof or inflate.unused_data:
                         raise zipfile.BadZipFile("the deflated data do not end where they should")
 
+    def check_stream(self, group: int) -> None:
+        """Raise DamageError if the bytes of a group's stream are not those that were written."""
+        self._stream(self.manifest.groups[group])
+
     def read_manifest(self) -> Manifest:
         data = self.read(layout.MANIFEST, layout.MANIFEST_LIMIT + 1)
         if len(data) > layout.MANIFEST_LIMIT:

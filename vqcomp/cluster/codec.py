@@ -215,13 +215,21 @@ class ClusterCodec(Codec):
     """A codec on a cluster: the same bytes as of the one that `local` is."""
 
     def __init__(self, cluster: Cluster, local: Codec, spec: TokenSpec, model: bytes | None, adapt: bool) -> None:
-        self.group_size, self.group_limit = local.group_size, local.group_limit
+        self._sizes = local.group_size, local.group_limit
         self._cluster, self._spec, self._adapt = cluster, spec, adapt
         self._model = cluster.put(model)
         local.close()
         # What learns is computed eight segments at a time anyway; a GPU, and the network alone, want as many as fit.
         batch = max(1, cluster.compute.batch_size // self.group_size)
         self._groups = batch if self.group_limit == 1 or cluster.compute.device == "cuda" else 1
+
+    @property
+    def group_size(self) -> int:
+        return self._sizes[0]
+
+    @property
+    def group_limit(self) -> int:
+        return self._sizes[1]
 
     def encoded(self, groups: Iterable[Group], advance: Advance | None = None) -> Iterator[tuple[Group, bytes]]:
         """Yield (group, its stream), in order, taking groups only as workers have room for them."""

@@ -52,6 +52,11 @@ class SegmentSource:
         return repr(self.name) if isinstance(self.source, np.ndarray) else str(self.source)
 
     @property
+    def in_place(self) -> bool:
+        """Whether its values lie as they are at `start` of `source`, and can be mapped."""
+        return True
+
+    @property
     def frames(self) -> int:
         """T."""
         return self.shape[0]
@@ -70,6 +75,22 @@ class SegmentSource:
             values[done : done + part.size] = part
             done += part.size
         return values.reshape(self.shape, order="F" if self.fortran else "C")
+
+    def read_frames(self, frames: slice) -> np.ndarray:
+        """Frames one after another of an array in C order that is `in_place` in a file, (frames, H, W) or (frames,
+        H * W), and nothing else of it. Raises InputError."""
+        first, last, _ = frames.indices(self.frames)
+        per_frame = self.tokens // self.frames
+        count = (last - first) * per_frame
+        assert isinstance(self.source, Path)
+        try:
+            offset = self.start + first * per_frame * self.dtype.itemsize
+            values = np.fromfile(self.source, self.dtype, count, offset=offset)
+        except OSError as error:
+            raise unreadable(self.label, error) from error
+        if values.size != count:
+            raise InputError(f"{self.label}: expected {self.shape} values; the file got shorter while it was read")
+        return values.reshape(last - first, *self.shape[1:])
 
     def maximum(self) -> int:
         """The largest id. Raises InputError unless all are in the vocabulary, or in 0..65535."""

@@ -47,6 +47,10 @@ class MemberSource(SegmentSource):
     def label(self) -> str:
         return f"{self.source}: {self.member}"
 
+    @property
+    def in_place(self) -> bool:
+        return False
+
     def scan(self) -> tuple[int, int]:
         return self.scanned
 
