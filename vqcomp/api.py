@@ -204,15 +204,21 @@ def evaluate_1x(
     folder: str | os.PathLike[str],
     *,
     max_windows: int | None = None,
+    steps: int = 1,
+    decode: protocol.Decode | None = None,
     compute: Compute | None = None,
 ) -> dict[str, protocol.Score | None]:
     """Score a model (a shipped one's name, or a .vqm) by 1X's metric on one of 1X's folders; see protocol.py.
 
+    steps: MaskGIT steps in which frames are generated, by a model trained with within_frame. decode: renders ids
+    (T, height, width) as uint8 (T, h, w, 3), so that LPIPS is measured, too.
     Scores by setting; None where a setting does not apply. Raises InputError, ModelError.
     """
     (place,) = places(folder)
     data = find_model(model, "--model").data
-    return protocol.evaluate(data, place, max_windows=max_windows, compute=compute or Compute())
+    return protocol.evaluate(
+        data, place, max_windows=max_windows, steps=steps, decode=decode, compute=compute or Compute()
+    )
 
 
 def train(

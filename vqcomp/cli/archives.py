@@ -178,11 +178,15 @@ def describe(archive: Archive) -> dict[str, Any]:
 )
 @click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
 @click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=1, show_default=True, metavar="M",
+    help="Generate frames in M steps (MaskGIT), by a model trained with --set within_frame=true.",
+)  # fmt: skip
 @compute_options
 @options("grid", "json", "quiet")
 def evaluate(
-    paths: tuple[str, ...], protocol: str | None, model: str | None, max_windows: int | None, compute: Compute,
-    grid: Grid | None, as_json: bool, quiet: bool,
+    paths: tuple[str, ...], protocol: str | None, model: str | None, max_windows: int | None, steps: int,
+    compute: Compute, grid: Grid | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
 
@@ -191,7 +195,8 @@ def evaluate(
     if protocol:
         if len(paths) != 1 or not model:
             raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
-        _print_scores(api.evaluate_1x(model, paths[0], max_windows=max_windows, compute=compute), as_json)
+        scores = api.evaluate_1x(model, paths[0], max_windows=max_windows, steps=steps, compute=compute)
+        _print_scores(scores, as_json)
         return
     if len(paths) < 2:
         raise click.UsageError("Missing argument 'DATA'.")
@@ -209,7 +214,9 @@ def _print_scores(scores: Mapping[str, Score | None], as_json: bool) -> None:
         else:
             click.echo(
                 f"{name}: cross-entropy {score.cross_entropy:.4f} nats, accuracy {score.accuracy:.4f}, "
-                f"{score.seconds_per_frame:.4f} s/frame ({count(score.windows, 'window')})"
+                f"{score.seconds_per_frame:.4f} s/frame"
+                + (f", LPIPS {score.lpips:.4f}" if score.lpips is not None else "")
+                + f" ({count(score.windows, 'window')})"
             )
 
 
