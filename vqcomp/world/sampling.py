@@ -70,7 +70,9 @@ class Sampling:
             ("top-p", self.top_p, Fraction(1, FINEST), 1),
         ):
             if value is not None and not (low <= value <= high and value.denominator <= FINEST):
-                raise InputError(f"{name}: expected a number from {low} to {high} of six decimals, found {value}")
+                raise InputError(
+                    f"{name}: expected a number from {low} to {high} of at most six decimals, found {float(value):.9g}"
+                )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top-k: expected at least 1, found {self.top_k}")
         if not 0 <= self.seed < 1 << 64:
