@@ -141,7 +141,7 @@ class ModelConfig:
         for name in ("height", "width", "dim", "blocks", "head_dim", "hidden", "rank", "window", "stack"):
             if not 1 <= getattr(self, name) <= 65536:
                 raise ModelError(f"model config: {name} must be in 1..65536, found {getattr(self, name)}")
-        if self.within_frame not in (False, True):
+        if not isinstance(self.within_frame, bool):
             raise ModelError(f"model config: within_frame must be true or false, found {self.within_frame}")
         if self.spatial_heads < 0 or self.temporal_heads < 0 or self.heads < 1:
             raise ModelError("model config: at least one head, and no negative number of heads")

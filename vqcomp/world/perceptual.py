@@ -20,8 +20,8 @@ def load_lpips(device: str = "auto") -> Distance:
     torch = load_torch()
     try:
         import lpips
-    except ImportError as error:
-        raise DependencyError("LPIPS needs lpips and torchvision: pip install 'vqcomp[video]'") from error
+    except (ImportError, RuntimeError) as error:  # a torchvision made for another torch raises the latter
+        raise DependencyError(f"LPIPS needs lpips and torchvision: pip install 'vqcomp[video]' ({error})") from error
     chosen = device if device not in ("auto", "numpy") else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         network = lpips.LPIPS(net="alex", verbose=False).eval().to(chosen)
