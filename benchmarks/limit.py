@@ -21,7 +21,7 @@ from vqcomp.model_files import find_model
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.spec import TokenSpec
-from vqcomp.world.sampling import COSTS, write_drawn
+from vqcomp.world.draw import COSTS, write_drawn
 
 EIGHT = 8
 """Segments that are held back: they are what the trained networks are measured on."""

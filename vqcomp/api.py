@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .archive.as_data import find_segments
 from .archive.compare import decoded, differences
 from .archive.journal import appearing
@@ -34,6 +36,7 @@ from .runtime.spec import TokenSpec
 from .training import torch_ready
 from .training.outputs import check_outputs
 from .world import protocol
+from .world.sampling import Sampling
 
 if TYPE_CHECKING:
     from .training.fit import Trained
@@ -259,15 +262,21 @@ def evaluate_1x(
     folder: str | os.PathLike[str],
     *,
     max_windows: int | None = None,
+    steps: int = 1,
+    decode: protocol.Decode | None = None,
     compute: Compute | None = None,
 ) -> dict[str, protocol.Score | None]:
     """Score a model (a shipped one's name, or a .vqm) by 1X's metric on one of 1X's folders; see protocol.py.
 
+    steps: MaskGIT steps in which frames are generated, by a model trained with within_frame. decode: renders ids
+    (T, height, width) as uint8 (T, h, w, 3), so that LPIPS is measured, too.
     Scores by setting; None where a setting does not apply. Raises InputError, ModelError.
     """
     (place,) = places(folder)
     data = find_model(model, "--model").data
-    return protocol.evaluate(data, place, max_windows=max_windows, compute=(compute or Compute()).checked())
+    return protocol.evaluate(
+        data, place, max_windows=max_windows, steps=steps, decode=decode, compute=(compute or Compute()).checked()
+    )
 
 
 def train(
@@ -317,6 +326,94 @@ def train(
             report=report,
             watch=watch,
         )
+
+
+def imagine(
+    place: str,
+    out: str | os.PathLike[str],
+    *,
+    frames: int | None = None,
+    prompt: int | None = None,
+    start: int = 0,
+    every: int | None = None,
+    model: str | os.PathLike[str] = "auto",
+    learn: bool = False,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+    steps: int = 1,
+    order: str = "random",
+    layout: str = "npy",
+    grid: Grid | None = None,
+    force: bool = False,
+    compute: Compute | None = None,
+    progress: Progress | None = None,
+    report: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Continue a segment as a predictor expects it to go on; returns the paths of what was written, one per sample.
+
+    place: PATH, or PATH:NAME where there are several segments in PATH (data, or an archive). The first `prompt` of its
+    frames start, start + every, ... are true (all there are, unless given), `frames` (100) more are imagined.
+    layout: "npy" writes (prompt + frames, H, W) in the segment's dtype; "1x" reads one of 1X's folders and writes one
+    that their visualize.py reads: 8 true frames, 8 imagined, 8 true ones instead, every 15th. Several samples are
+    written to out-0, out-1, ..., before the suffix if there is one.
+    model: "auto" (the archive's own network, or the largest shipped one for these tokens), "none", a name or a path.
+    learn: draw with what learns while it codes, too, after it has learned from the prompt; with "none", by it alone.
+    sampling, steps, order: see Sampling and NetworkImaginer. Raises InputError, ModelError, DamageError,
+    PlatformError, DependencyError.
+    """
+    from .world import generated
+    from .world.imagine import make_imaginer
+    from .world.segment import read_segment
+
+    compute, progress, sampling = compute or Compute(), progress or Progress(), sampling or Sampling()
+    paths = generated.outputs(Path(out), samples, force=force, folders=layout == "1x")
+    given = find_model(model, "--model") if os.fspath(model) not in ("auto", "none") else None
+    window = generated.WINDOW if layout == "1x" else None
+    for name, value, least in (
+        ("frames", frames, 1),
+        ("prompt", prompt, 0),
+        ("every", every, 1),
+        ("samples", samples, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name}: expected at least {least}, found {value}")
+    if window:
+        video = generated.open_window(place)
+        prompt, frames = generated.PROMPT if prompt is None else prompt, frames or window - generated.PROMPT
+        name, dtype, spec, own, every = str(video.folder), video.dtype, video.spec, None, every or generated.STRIDE
+        tokens = generated.window(video, start, prompt + frames, every)
+    else:
+        segment = read_segment(place, grid, given.spec if given else None, compute)
+        name, dtype, spec, own, every = segment.name, segment.dtype, segment.spec, segment.model, every or 1
+        tokens, frames = segment.tokens[start::every], frames or 100
+        prompt = len(tokens) if prompt is None else prompt
+        if prompt > len(tokens) or not len(tokens):
+            raise InputError(f"{name}: expected {prompt} frames for the prompt, found {len(tokens)} from {start} on")
+    data = given.data if given else own if os.fspath(model) == "auto" else None
+    if os.fspath(model) == "auto" and data is None:
+        fitting = [m for m in find_models("auto") if m.spec == spec]
+        given = max(fitting, key=lambda m: len(m.data), default=None)
+        data = given.data if given else None
+    if report:
+        what = given.name if given else "the archive's own" if data else "none"
+        report(f"model: {what}{', learning from the prompt' if learn else ''}")
+    imaginer = make_imaginer(spec, data, learn=learn, steps=steps, order=order, compute=compute)
+    progress.begin("imagining", samples, samples * frames * spec.positions)
+    try:
+        drawn = imaginer.imagine(
+            tokens[:prompt], frames, samples, sampling, compute.batch_size, lambda n: progress.advance(0, n)
+        )
+    finally:
+        progress.end()
+    for path, imagined in zip(paths, drawn, strict=True):
+        ids = spec.join(np.concatenate([tokens[:prompt], imagined])).reshape(-1, spec.height, spec.width)
+        if window:
+            truth = spec.join(tokens[prompt:]).reshape(-1, spec.height, spec.width)
+            generated.write_window(path, video, ids, truth, prompt)
+        else:
+            with replacing(path) as temporary, open(temporary, "xb") as handle:
+                np.save(handle, generated.as_dtype(ids, dtype, name))
+    return paths
 
 
 def _describe(specs: Collection[TokenSpec]) -> str:

@@ -13,7 +13,7 @@ from ..runtime.errors import VqcompError
 from ..runtime.main import terminate
 from ..training.memory import is_out_of_memory
 from ..version import __version__
-from . import archives, bench, tokens, training
+from . import archives, bench, tokens, training, world
 
 EXAMPLES = """
 \b
@@ -33,7 +33,7 @@ def cli() -> None:
     """Lossless compression of video tokens into self-contained zips."""
 
 
-for command in (*archives.COMMANDS, *bench.COMMANDS, *tokens.COMMANDS, *training.COMMANDS):
+for command in (*archives.COMMANDS, *bench.COMMANDS, *tokens.COMMANDS, *training.COMMANDS, *world.COMMANDS):
     cli.add_command(command)
 
 

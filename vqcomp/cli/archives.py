@@ -231,11 +231,15 @@ def describe(archive: Archive) -> dict[str, Any]:
 @click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and compare the rest.")
 @click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=1, show_default=True, metavar="M",
+    help="Generate frames in M steps (MaskGIT), by a model trained with --set within_frame=true.",
+)  # fmt: skip
 @compute_options
 @options("cluster", "grid", "json", "quiet")
 def evaluate(
     paths: tuple[str, ...], protocol: str | None, model: str | None, skip_bad: bool, max_windows: int | None,
-    compute: Compute, cluster: str | None, grid: Grid | None, as_json: bool, quiet: bool,
+    steps: int,    compute: Compute, cluster: str | None, grid: Grid | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
 
@@ -246,7 +250,8 @@ def evaluate(
             raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
         if cluster:
             raise click.UsageError("--protocol 1x runs on this machine alone, without --cluster")
-        _print_scores(api.evaluate_1x(model, paths[0], max_windows=max_windows, compute=compute), as_json)
+        scores = api.evaluate_1x(model, paths[0], max_windows=max_windows, steps=steps, compute=compute)
+        _print_scores(scores, as_json)
         return 0
     if len(paths) < 2:
         raise click.UsageError("Missing argument 'DATA'.")
@@ -267,7 +272,9 @@ def _print_scores(scores: Mapping[str, Score | None], as_json: bool) -> None:
         else:
             click.echo(
                 f"{name}: cross-entropy {score.cross_entropy:.4f} nats, accuracy {score.accuracy:.4f}, "
-                f"{score.seconds_per_frame:.4f} s/frame ({count(score.windows, 'window')})"
+                f"{score.seconds_per_frame:.4f} s/frame"
+                + (f", LPIPS {score.lpips:.4f}" if score.lpips is not None else "")
+                + f" ({count(score.windows, 'window')})"
             )
 
 

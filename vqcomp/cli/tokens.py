@@ -10,7 +10,7 @@ from ..data import hub
 from ..data.synthetic import write_samples, write_synthetic
 from ..model_files import find_model
 from ..runtime.compute import Compute
-from ..world.sampling import write_drawn
+from ..world.draw import write_drawn
 from .options import compute_options, count, options
 from .progress import Bar
 

@@ -1,139 +1,140 @@
-"""Segments drawn from a network's own distribution, exactly: tokens whose information content is known.
+"""Drawing tokens from integer logits, in integers alone: the same seed gives the same tokens on every machine.
 
-The codec's loop of decoding runs here with random numbers in place of a stream: each symbol falls where a uniform
-integer falls among the intervals that the coder would use. Everything is integers, and the random numbers are those of
-Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) as NumPy documents them: the same seed gives
-the same tokens on every machine.
+Temperature and top-p are fractions of integers, rounding and ties are defined, and what is drawn depends on the seed
+and on what it is drawn for (sample, frame, position, ...), never on the order of computing.
+
+Shapes: N rows, V vocabulary, L levels of a code tree.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
-from math import fsum
-from pathlib import Path
-from typing import cast
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
-from ..model_files import ModelFile
-from ..runtime.coder import PRECISION, Decoder, Tables
-from ..runtime.compute import Compute
-from ..runtime.disk import make_folder, replacing
-from ..runtime.engine import Engine
+from ..runtime.coder import LOGIT_BITS, WEIGHT_BITS, weights
 from ..runtime.errors import InputError
-from ..runtime.loading import load_engine
-from ..runtime.progress import Progress
+from ..runtime.exact import NumpyOps
+from ..runtime.opinions import LOGIT_MAX, SQUASH, STRETCH
+from .philox import philox
 
-COSTS = "costs.json"
-"""The file beside the segments that says what each takes under its model."""
-SEED_LIMIT = 1 << 64
+FINEST = 1_000_000
+"""The largest denominator of a temperature or a top-p: six decimals."""
+HOTTEST = 1000
+UNIFORM_BITS = 24
+"""Of each of the two words that a token is drawn by."""
+LEVELS_MAX = 16
+CONFIDENCE_BITS = 24
+"""A token's probability, where tokens are put in order by it."""
+FACTORS_MAX = 15
+"""Factors of a token that draws can be told apart by."""
 
 
-class Draws:
-    """Random symbols in place of a stream's, and what they cost: stands in for a `Decoder`."""
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a draw are for; int64 (N,) each."""
 
-    def __init__(self, seed: int, segment: int) -> None:
-        self._source = np.random.Philox(key=np.array([seed, segment], np.uint64))
-        self._bits: list[float] = []
+    sample: np.ndarray
+    frame: np.ndarray
+    position: np.ndarray
 
-    @property
-    def bits(self) -> float:
-        """What the symbols so far take under the model that they were drawn from: the sum of -log2 p."""
-        return fsum(self._bits)
+    def __getitem__(self, rows: np.ndarray) -> Rows:
+        return Rows(self.sample[rows], self.frame[rows], self.position[rows])
 
-    def get_symbols(self, bounds: np.ndarray) -> np.ndarray:
-        """Draw one symbol by each table, bounds (n, size + 1) -> int64 (n,) in 0..size-1."""
-        points = self._points(len(bounds))
-        symbols = (bounds[:, 1:-1] <= points[:, None]).sum(1)
-        rows = np.arange(len(bounds))
-        widths = bounds[rows, symbols + 1] - bounds[rows, symbols]
-        # All intervals together are (1 << PRECISION) - 2 wide: see `coder.partition`.
-        self._bits.append(len(bounds) * np.log2((1 << PRECISION) - 2.0) - fsum(np.log2(widths)))
-        return symbols.astype(np.int64)
 
-    def _points(self, count: int) -> np.ndarray:
-        """Integers (count,), uniform in 1..2^24 - 2, where intervals lie: the upper 24 bits of so many words of 64.
+def rows_of(samples: np.ndarray, frame: int, positions: int) -> Rows:
+    """The rows of one frame of several samples, sample by sample."""
+    sample = np.repeat(samples.astype(np.int64), positions)
+    return Rows(sample, np.full_like(sample, frame), np.tile(np.arange(positions), len(samples)))
 
-        A word that gives another integer is passed over.
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Raises InputError for values that are none.
+
+    temperature: logits are divided by it, so 0 takes the likeliest token, of several the one with the lowest id.
+    top_k: only the k likeliest tokens are drawn, of equal ones those with the lower ids.
+    top_p: only the likeliest tokens that together have this probability, in the same order, are drawn; after top_k.
+    A token is never drawn whose probability, after the temperature, is 2^-18 of the likeliest one's or less.
+    """
+
+    temperature: Fraction = Fraction(1)
+    top_k: int | None = None
+    top_p: Fraction | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("temperature", self.temperature, 0, HOTTEST),
+            ("top-p", self.top_p, Fraction(1, FINEST), 1),
+        ):
+            if value is not None and not (low <= value <= high and value.denominator <= FINEST):
+                raise InputError(
+                    f"{name}: expected a number from {low} to {high} of at most six decimals, found {float(value):.9g}"
+                )
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top-k: expected at least 1, found {self.top_k}")
+        if not 0 <= self.seed < 1 << 64:
+            raise InputError(f"seed: expected an integer from 0 to below 2^64, found {self.seed}")
+
+    def weights(self, logits: np.ndarray) -> np.ndarray:
+        """Integer logits (N, V) in 1/64 bit -> int64 weights (N, V) that the tokens are drawn by, each below 2^19."""
+        x = logits.astype(np.int64)
+        x -= x.max(1, keepdims=True)
+        if not self.temperature:
+            return (np.arange(x.shape[1]) == x.argmax(1)[:, None]).astype(np.int64)
+        n, d = self.temperature.numerator, self.temperature.denominator
+        x = -((-2 * d * x + n) // (2 * n))  # x d / n, to the nearest integer, halves away from 0
+        lowest = -(WEIGHT_BITS << LOGIT_BITS)
+        w = weights(np.maximum(x, lowest).astype(np.float32), NumpyOps()).astype(np.int64)  # as tokens are coded by
+        w *= x > lowest
+        if self.top_k is None and self.top_p is None:
+            return w
+        order = np.argsort(-x, 1, kind="stable")
+        ranked = np.take_along_axis(w, order, 1)
+        if self.top_k is not None:
+            ranked[:, self.top_k :] = 0
+        if self.top_p is not None:
+            before = np.cumsum(ranked, 1) - ranked
+            total = ranked.sum(1, keepdims=True)
+            ranked *= before * self.top_p.denominator < total * self.top_p.numerator
+        np.put_along_axis(w, order, ranked, 1)
+        return w
+
+    def draw(self, logits: np.ndarray, rows: Rows, purpose: int) -> tuple[np.ndarray, np.ndarray]:
+        """Integer logits (N, V) -> tokens (N,), and the probability of each in 2^-24, at least 0, int64 (N,).
+
+        purpose: tells draws for the same rows apart; below 2^32.
         """
-        points = np.empty(0, np.uint64)
-        while len(points) < count:
-            words = self._source.random_raw(count - len(points)) >> np.uint64(64 - PRECISION)
-            points = np.concatenate([points, words[(words > 0) & (words < (1 << PRECISION) - 1)]])
-        return points.astype(np.int64)
+        w = self.weights(logits)
+        ends = np.cumsum(w, 1)
+        total = ends[:, -1]
+        first, second, *_ = philox(self.seed, self._counters(rows, purpose)).astype(np.int64) >> (32 - UNIFORM_BITS)
+        # floor(u * total) for u of 48 bits: below 2^59, since no total reaches 2^35
+        at = (first * total + (second * total >> UNIFORM_BITS)) >> UNIFORM_BITS
+        tokens = (ends <= at[:, None]).sum(1)
+        mine = np.take_along_axis(w, tokens[:, None], 1)[:, 0]
+        return tokens, (mine << CONFIDENCE_BITS) // total
 
+    def draw_bits(self, ones: np.ndarray, rows: Rows, purpose: int) -> np.ndarray:
+        """Probabilities of a 1 (N,), integers in 1..65535 in 2^-16 -> bits int64 (N,), at this temperature.
 
-def draw(engine: Engine, frames: int, seed: int, segments: range) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield (ids (frames, H, W) int64, bits) of each of these segments, computed together.
+        The logit of each bit is divided by the temperature; top_k and top_p, which are of tokens, do not apply.
+        """
+        if self.temperature != 1:
+            logit = STRETCH.take(ones.astype(np.int64)).astype(np.int64)
+            if not self.temperature:
+                return (logit > 0).astype(np.int64)
+            n, d = self.temperature.numerator, self.temperature.denominator
+            size = np.minimum((2 * d * abs(logit) + n) // (2 * n), LOGIT_MAX)
+            ones = SQUASH.take(np.sign(logit) * size + LOGIT_MAX)
+        words = philox(self.seed, self._counters(rows, purpose))[0].astype(np.int64)
+        return (words >> 16 < ones).astype(np.int64)
 
-    A segment depends on the model, the seed and its own number alone. bits: -log2 of its probability under the model.
-    """
-    spec, ops = engine.config.spec, engine.ops
-    draws = [Draws(seed, i) for i in segments]
-    tokens = np.full((len(draws), frames, spec.positions, len(spec.factors)), -1, np.int32)  # (B, T, S, F)
-    before = np.full_like(tokens[:, :1], -1)
-    state = engine.start(len(draws))
-    with ops.settings():
-        for t in range(frames):
-            for f, logits in enumerate(engine.forward(state, before)):
-                symbols = Tables(logits, ops).read(cast("list[Decoder]", draws))
-                tokens[:, t, :, f] = symbols.reshape(len(draws), spec.positions)
-            before = tokens[:, t : t + 1]
-    for segment, drawn in zip(tokens, draws):
-        yield spec.join(segment).reshape(frames, spec.height, spec.width), drawn.bits
+    def shuffle(self, rows: Rows, purpose: int) -> np.ndarray:
+        """Random integers (N,) below 2^32, to put rows in an order by."""
+        return philox(self.seed, self._counters(rows, purpose))[0].astype(np.int64)
 
-
-def write_drawn(
-    folder: Path,
-    model: ModelFile,
-    segments: int,
-    frames: int,
-    seed: int,
-    *,
-    force: bool = False,
-    compute: Compute | None = None,
-    progress: Progress | None = None,
-) -> float:
-    """Write drawn-0000.npy, ... and COSTS into `folder`; returns the bits that all take under the model.
-
-    COSTS holds the model's name and sha256, the seed, and the bits of each segment, to 1e-6. Raises InputError where
-    one of the files exists (unless `force`) or cannot be written.
-    """
-    compute, progress = compute or Compute(), progress or Progress()
-    if not 0 <= seed < SEED_LIMIT:
-        raise InputError(f"seed: expected an integer in 0..2^64 - 1, found {seed}")
-    make_folder(folder, [])
-    names = [f"drawn-{i:04d}.npy" for i in range(segments)]
-    for path in (folder / name for name in [*names, COSTS]):
-        if path.exists() and not force:
-            raise InputError(f"{path}: exists already; -f overwrites it")
-    spec = model.spec
-    engine = load_engine(spec, model.data, compute)
-    dtype = np.int16 if spec.vocabulary <= 1 << 15 else np.int32
-    costs: dict[str, float] = {}
-    progress.begin("drawing", segments, segments * frames * spec.positions)
-    try:
-        for first in range(0, segments, compute.batch_size):
-            batch = range(first, min(first + compute.batch_size, segments))
-            for i, (ids, bits) in zip(batch, draw(engine, frames, seed, batch)):
-                with replacing(folder / names[i]) as temporary, open(temporary, "xb") as handle:
-                    np.save(handle, ids.astype(dtype))
-                costs[names[i]] = round(bits, 6)
-                progress.advance(1, frames * spec.positions)
-    finally:
-        progress.end()
-    tokens, total = segments * frames * spec.positions, round(fsum(costs.values()), 6)
-    table = {
-        "model": model.name,
-        "sha256": hashlib.sha256(model.data).hexdigest(),
-        "seed": seed,
-        "tokens": tokens,
-        "bits": total,
-        "bits_per_token": total / tokens,
-        "segments": costs,
-    }
-    with replacing(folder / COSTS) as temporary:
-        temporary.write_text(json.dumps(table, indent=1) + "\n")
-    return total
+    def _counters(self, rows: Rows, purpose: int) -> np.ndarray:
+        return np.stack([rows.position, rows.frame, rows.sample, np.full_like(rows.frame, purpose)])

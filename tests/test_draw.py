@@ -18,7 +18,7 @@ from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.weights import write_model
-from vqcomp.world.sampling import Draws, draw
+from vqcomp.world.draw import Draws, draw
 
 CONFIG = tiny_config()
 ENGINE = Engine(CONFIG, random_tensors(CONFIG), make_ops("numpy"))
