@@ -73,6 +73,9 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each with attention behind it if `attends`."""
 
+    upsample: nn.Module
+    downsample: nn.Module
+
     def __init__(self, inside: int, width: int, blocks: int, attends: bool = False, bias: bool = True):
         super().__init__()
         self.block = nn.ModuleList([ResidualBlock(inside if j == 0 else width, width, bias) for j in range(blocks)])
