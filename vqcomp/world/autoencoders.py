@@ -71,10 +71,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each with attention behind it if `attends`."""
-
-    upsample: nn.Module
-    downsample: nn.Module
+    """Residual blocks of one resolution, each with attention behind it if `attends`; then the way to the next one."""
 
     def __init__(self, inside: int, width: int, blocks: int, attends: bool = False, bias: bool = True):
         super().__init__()
@@ -87,6 +84,9 @@ class Level(nn.Module):
             x = block(x)
             if hasattr(self, "attn"):
                 x = self.attn[j](x)
+        for name in ("upsample", "downsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
         return x
 
 
@@ -166,10 +166,8 @@ class CommaDecoder(nn.Module):
 
     def forward(self, encoding_indices: Tensor) -> Tensor:
         h = self.mid(self.conv_in(self.post_quant_conv(self.quantize(encoding_indices))))
-        for i in reversed(range(len(self.up))):
-            h = self.up[i](h)
-            if i:
-                h = self.up[i].upsample(h)
+        for level in self.up[::-1]:
+            h = level(h)
         h = self.conv_out(functional.silu(self.norm_out(h)))
         return (h + 1) / 2 * 255
 
@@ -198,10 +196,8 @@ class CommaEncoder(nn.Module):
 
     def forward(self, big_img: Tensor) -> Tensor:
         h = self.conv_in(big_img)
-        for i, level in enumerate(self.down):
+        for level in self.down:
             h = level(h)
-            if i < len(self.down) - 1:
-                h = level.downsample(h)
         h = self.quant_conv(self.conv_out(functional.silu(self.norm_out(self.mid(h)))))  # (B, Z, H, W)
         b, z, height, width = h.shape
         return self.quantize.nearest(h.permute(0, 2, 3, 1).reshape(-1, z)).reshape(b, height, width)
@@ -233,10 +229,8 @@ class Magvit2Decoder(nn.Module):
         h = self.conv_in(bits.to(self.conv_in.weight.dtype) * 2 - 1)
         for block in self.mid_block:
             h = block(h)
-        for i in reversed(range(len(self.up))):
-            h = self.up[i](h)
-            if i:
-                h = self.up[i].upsample(h)
+        for level in self.up[::-1]:
+            h = level(h)
         h = self.conv_out(functional.silu(self.norm_out(h)))
         return (h + 1) * 127.5
 
