@@ -126,7 +126,7 @@ class Video:
         return rate
 
     def frames(self, fps: float | None = None) -> Iterator[np.ndarray]:
-        """All frames, once, or so many a second: at each tick the first one that is not before it. Raises InputError."""
+        """All frames, once, or so many a second: the first one at or after each tick. Raises InputError."""
         count = 0
         try:
             for frame in self.container.decode(self.stream):
