@@ -13,7 +13,7 @@ from ..runtime.errors import VqcompError
 from ..runtime.main import terminate
 from ..training.memory import is_out_of_memory
 from ..version import __version__
-from . import archives, tokens, training
+from . import archives, seeing, tokens, training
 
 EXAMPLES = """
 \b
@@ -33,7 +33,7 @@ def cli() -> None:
     """Lossless compression of video tokens into self-contained zips."""
 
 
-for command in (*archives.COMMANDS, *tokens.COMMANDS, *training.COMMANDS):
+for command in (*archives.COMMANDS, *tokens.COMMANDS, *training.COMMANDS, *seeing.COMMANDS):
     cli.add_command(command)
 
 
