@@ -236,7 +236,7 @@ def _footer(report: Report) -> str:
     n, all_ = len(report.measured), len(report.rows)
     which = "all segments" if n == all_ else f"{n:,} of {all_:,} segments, in groups from all over the archive"
     return (
-        f"<footer>Sizes are those of the zip. Costs of tokens are -log2 of the probabilities that code them, of {which}."
+        f"<footer>Sizes are those of the zip. Costs are -log2 of the probabilities that code the tokens, of {which}."
         f" Archive written by vqcomp {escape(report.version)}.</footer>"
     )
 
