@@ -29,6 +29,7 @@ from .encoding import GroupCoding, about_run, choose_once, kept_journal, verify_
 from .model_files import find_model, find_models
 from .runtime.adapt import GROUP_LIMIT
 from .runtime.compute import Compute
+from .runtime.disk import replacing
 from .runtime.errors import DamageError, InputError
 from .runtime.progress import Progress
 from .runtime.restore import report_loss, restore

@@ -183,7 +183,7 @@ class ArchivedSource(SegmentSource):
         return self.stored.array(self.name, self.group)
 
     def scan(self) -> tuple[int, int]:
-        """(no smaller than the largest id, the checksum in the manifest). Raises InputError if the stream is damaged."""
+        """(no smaller than the largest id, the manifest's checksum). Raises InputError if the stream is damaged."""
         assert self.stored
         self.stored.check(self.group)
         return self.largest, self.crc32

@@ -13,7 +13,7 @@ from ..runtime.errors import VqcompError
 from ..runtime.main import terminate
 from ..training.memory import is_out_of_memory
 from ..version import __version__
-from . import archives, bench, tokens, training, world
+from . import archives, bench, seeing, tokens, training, world
 
 EXAMPLES = """
 \b
@@ -33,8 +33,9 @@ def cli() -> None:
     """Lossless compression of video tokens into self-contained zips."""
 
 
-for command in (*archives.COMMANDS, *bench.COMMANDS, *tokens.COMMANDS, *training.COMMANDS, *world.COMMANDS):
-    cli.add_command(command)
+for module in (archives, bench, tokens, training, world, seeing):
+    for command in module.COMMANDS:
+        cli.add_command(command)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ def load_lpips(device: str = "auto") -> Distance:
     try:
         import lpips
     except (ImportError, RuntimeError) as error:  # a torchvision made for another torch raises the latter
-        raise DependencyError(f"LPIPS needs lpips and torchvision: pip install 'vqcomp[video]' ({error})") from error
+        raise DependencyError(f"LPIPS needs lpips and torchvision: pip install 'vqcomp[lpips]' ({error})") from error
     chosen = device if device not in ("auto", "numpy") else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         network = lpips.LPIPS(net="alex", verbose=False).eval().to(chosen)

@@ -13,10 +13,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..runtime.coder import LOGIT_BITS, WEIGHT_BITS, weights
 from ..runtime.errors import InputError
 from ..runtime.exact import NumpyOps
 from ..runtime.opinions import LOGIT_MAX, SQUASH, STRETCH
+from ..runtime.tables import LOGIT_BITS, WEIGHT_BITS, weights
 from .philox import philox
 
 FINEST = 1_000_000

@@ -58,7 +58,7 @@ def read_segment(
         with Archive(path, compute) as archive:
             chosen = _choose(str(path), list(archive), name)
             segment = archive.segments[list(archive).index(chosen)]
-            spec, kind = archive.manifest.coding(segment)
+            spec, kind = archive.manifest.coding_of(segment)
             model = None
             if kind.has_network and archive.manifest.model:
                 model = archive.read(layout.MODEL, archive.manifest.model[0])

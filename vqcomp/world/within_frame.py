@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..runtime.coder import weights
 from ..runtime.engine import Engine, State
 from ..runtime.errors import InputError
+from ..runtime.tables import weights
 from .imagine import after, purpose, remaining
 from .sampling import FACTORS_MAX, Sampling, rows_of
 
