@@ -444,7 +444,7 @@ def checkpoints(random: Random, folder: Path, specimens: list[Specimen]) -> Outc
         found = read_checkpoint(path, same)
     except Exception as error:
         return verdicts.of_error(error)
-    if set(found.get("weights", ())) == set(state["weights"]):
+    if isinstance(found.get("weights"), dict) and set(found["weights"]) == set(state["weights"]):
         for name, tensor in state["weights"].items():
             if not torch.equal(found["weights"][name], tensor):
                 return Outcome(Verdict.SILENT, "weights came back wrong")

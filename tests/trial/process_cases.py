@@ -156,7 +156,8 @@ def _killed(
     told = f"{name}, {signal.Signals(number).name}"
     if code is None:
         return Outcome(Verdict.HANG, f"{told}: no end within {PATIENCE:.0f} s")
-    if "Traceback" in errors or "Exception ignored" in errors:
+    # Those that it had only begun to start cannot know that it was killed outright.
+    if number != signal.SIGKILL and ("Traceback" in errors or "Exception ignored" in errors):
         # While Python itself starts, nothing of ours has run yet.
         ours = re.search(r'File "[^"]*(vqcomp/|decompress\.py|multiprocessing/|threading\.py)', errors)
         return Outcome(Verdict.TRACEBACK, f"{told}: {_place(errors)}") if ours else Outcome(Verdict.ERROR)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..data.messages import json_value, reason
 from ..runtime.disk import replacing
 from ..runtime.errors import InputError
 from ..version import __version__
@@ -64,11 +65,11 @@ def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[s
         raise
     except Exception as error:  # zipfile, pickle and torch raise many kinds for files that are damaged
         raise InputError(
-            f"{path}: the checkpoint is damaged, or is none of vqcomp train: {error}; train anew, without --resume"
+            f"{path}: the checkpoint is damaged, or is none of vqcomp train: {reason(error)}; train anew, without --resume"
         ) from error
     if kind != FORMAT:
         raise InputError(
-            f"{path}: checkpoint format {kind}, written by vqcomp {version}; this is {__version__}, which goes on from "
+            f"{path}: checkpoint format {json_value(kind)}, written by vqcomp {version}; this is {__version__}, which goes on from "
             f"format {FORMAT}: resume with that version, or train anew"
         )
     for about, fields in same.items():
