@@ -27,7 +27,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (TRIAL, TRIAL.parent, TRIAL.parent.parent)))
 
-from verdicts import FAILURES, Outcome, Verdict  # noqa: E402
+from verdicts import FAILURES, Outcome, Verdict
 
 
 class Trial:

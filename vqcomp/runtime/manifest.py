@@ -174,9 +174,8 @@ def parse(data: bytes) -> Manifest:
         raise DamageError(f"{MANIFEST} is damaged: expected JSON, found {error}") from error
     found = table.get("format") if isinstance(table, dict) else None
     if found != FORMAT or isinstance(found, bool):
-        raise FormatError(
-            f"{MANIFEST}: expected format {FORMAT}, found {json.dumps(found)[:60]}; the vqcomp that wrote it may read it"
-        )
+        shown = json.dumps(found)[:60]
+        raise FormatError(f"{MANIFEST}: expected format {FORMAT}, found {shown}; the vqcomp that wrote it may read it")
     body = data[: -len(CHECK.format("0" * 64))]
     if data != body + CHECK.format(hashlib.sha256(body).hexdigest()).encode():
         raise DamageError(f"{MANIFEST} is damaged: its checksum does not match")
