@@ -15,7 +15,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := .venv/stamp-$(VERSION)-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test trial check bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,11 @@ demo: $(STAMP) ## Compress synthetic segments, restore them with the zip's own d
 
 test: $(STAMP) ## Run the tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+TRIAL_OPTIONS ?= --time 20m --jobs 2
+
+trial: $(STAMP) ## Damage everything that vqcomp reads, for 20 minutes (TRIAL_OPTIONS="--time 5m --seed 7")
+	$(BIN)/python tests/trial/run.py $(TRIAL_OPTIONS)
 
 check: $(STAMP) ## Lint and check types
 	$(BIN)/ruff check .

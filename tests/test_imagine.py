@@ -18,7 +18,6 @@ import vqcomp
 from vqcomp.cli import run
 from vqcomp.data.onex import open_video
 from vqcomp.data.onex_write import write_video
-from vqcomp.runtime.coder import Tables
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.errors import InputError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
@@ -26,6 +25,7 @@ from vqcomp.runtime.gpt import GPTCodec
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.mixed import FramePredictor
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.weights import read_config, write_model
 from vqcomp.world.imagine import LearningImaginer, NetworkImaginer, purpose, remaining
 from vqcomp.world.philox import philox

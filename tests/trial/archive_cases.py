@@ -313,11 +313,62 @@ def _contents(archive: Any, file: Any, lost: dict[str, str]) -> bytes | None:
 
 
 HOSTILE_NAMES = (
-    "..", "../outside", "a/../../outside", "/etc/vqcomp-trial", "/", "C:/outside", "c:outside", "\\\\host\\share", "a\\b", "", ".", "a//b", "a/", "./a",
-    "decompress.py", "vqcomp/manifest.json", "VQCOMP/x", "con", "nul.npy", "a\0b", "a\nb", "\x1b[2J", "\x7f", "\ud800", "\u202egpj.exe", "x" * 255,
-    "x" * 256, "漢" * 86, "y/" * 300 + "z", "y/" * 3000 + "z", "é", "e\u0301", "A", "a", "a/b", "ＡＢ", "ß", "SS", "trailing ", "dot.", "a:b", "*", "-rf", "~",
-    "a\u2028b", "\ufeffbom", "$(x)", "%s%n", "x.npy\u0000.txt", 5, None, 1.5, True, ["a"], {"a": 1},
-)  # fmt: skip
+    "..",
+    "../outside",
+    "a/../../outside",
+    "/etc/vqcomp-trial",
+    "/",
+    "C:/outside",
+    "c:outside",
+    "\\\\host\\share",
+    "a\\b",
+    "",
+    ".",
+    "a//b",
+    "a/",
+    "./a",
+    "decompress.py",
+    "vqcomp/manifest.json",
+    "VQCOMP/x",
+    "con",
+    "nul.npy",
+    "a\0b",
+    "a\nb",
+    "\x1b[2J",
+    "\x7f",
+    "\ud800",
+    "\u202egpj.exe",
+    "x" * 255,
+    "x" * 256,
+    "漢" * 86,
+    "y/" * 300 + "z",
+    "y/" * 3000 + "z",
+    "é",
+    "e\u0301",
+    "A",
+    "a",
+    "a/b",
+    "ＡＢ",
+    "ß",
+    "SS",
+    "trailing ",
+    "dot.",
+    "a:b",
+    "*",
+    "-rf",
+    "~",
+    "a\u2028b",
+    "\ufeffbom",
+    "$(x)",
+    "%s%n",
+    "x.npy\u0000.txt",
+    5,
+    None,
+    1.5,
+    True,
+    ["a"],
+    {"a": 1},
+)
 
 
 def names(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
@@ -412,10 +463,19 @@ def models(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
 
 
 _LARGE = (
-    {"stack": 65536, "factors": [2] * 5000}, {"blocks": 65536}, {"factors": [65536] * 64, "dim": 1000}, {"factors": [2] * 100_000},
-    {"height": 40, "width": 40, "spatial_heads": 1000}, {"stack": 65536}, {"dim": 2000, "hidden": 2000, "blocks": 2000},
-    {"flags": [[[1, 0, 0], [2, 0, 0]]] * 10_000}, {"copies": [[1, 0, 0]] * 10_000}, {"window": 10**9}, {"head_dim": 10**9}, {"dim": -1},
-)  # fmt: skip
+    {"stack": 65536, "factors": [2] * 5000},
+    {"blocks": 65536},
+    {"factors": [65536] * 64, "dim": 1000},
+    {"factors": [2] * 100_000},
+    {"height": 40, "width": 40, "spatial_heads": 1000},
+    {"stack": 65536},
+    {"dim": 2000, "hidden": 2000, "blocks": 2000},
+    {"flags": [[[1, 0, 0], [2, 0, 0]]] * 10_000},
+    {"copies": [[1, 0, 0]] * 10_000},
+    {"window": 10**9},
+    {"head_dim": 10**9},
+    {"dim": -1},
+)
 
 
 def checkpoints(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
@@ -443,7 +503,7 @@ def checkpoints(random: Random, folder: Path, specimens: list[Specimen]) -> Outc
         found = read_checkpoint(path, same)
     except Exception as error:
         return verdicts.of_error(error)
-    if set(found.get("weights", ())) == set(state["weights"]):
+    if isinstance(found.get("weights"), dict) and set(found["weights"]) == set(state["weights"]):
         for name, tensor in state["weights"].items():
             if not torch.equal(found["weights"][name], tensor):
                 return Outcome(Verdict.SILENT, "weights came back wrong")

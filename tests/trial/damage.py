@@ -58,9 +58,25 @@ ANYHOW: tuple[Callable[[Random, bytes], bytes], ...] = (flip_bits, set_bytes, cu
 
 _FIELDS = {  # signature -> (offset, size) of fields
     b"PK\3\4": [(4, 2), (6, 2), (8, 2), (10, 2), (12, 2), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2)],
-    b"PK\1\2": [(4, 2), (6, 2), (8, 2), (10, 2), (14, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (32, 2), (34, 2), (36, 2), (38, 4), (42, 4)],
+    b"PK\1\2": [
+        (4, 2),
+        (6, 2),
+        (8, 2),
+        (10, 2),
+        (14, 2),
+        (16, 4),
+        (20, 4),
+        (24, 4),
+        (28, 2),
+        (30, 2),
+        (32, 2),
+        (34, 2),
+        (36, 2),
+        (38, 4),
+        (42, 4),
+    ],
     b"PK\5\6": [(4, 2), (6, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2)],
-}  # fmt: skip
+}
 
 
 def zip_field(random: Random, data: bytes) -> bytes:
@@ -122,9 +138,35 @@ def seal(table: Mapping[str, Any], edit: Callable[[bytes], bytes] = lambda body:
 
 def odd_value(random: Random, old: Any) -> Any:
     """Something else in the place of a value of JSON."""
-    ways: list[Any] = [*NUMBERS, -1, -(2**63), 0.5, 1e300, "@1e999", "@-1e999", "@NaN", "@" + "9" * 5000, True, False, None, "", "x", "\ud800",
-                       "x" * 300, [], [[]], {}, {"all": 1}, {"all": []}, {"all": {"all": 2}}, [old], [old, old], {"all": old},
-                       "@" + "[" * 3000 + "]" * 3000, "@" + '{"a":' * 50000 + "1" + "}" * 50000]  # fmt: skip
+    ways: list[Any] = [
+        *NUMBERS,
+        -1,
+        -(2**63),
+        0.5,
+        1e300,
+        "@1e999",
+        "@-1e999",
+        "@NaN",
+        "@" + "9" * 5000,
+        True,
+        False,
+        None,
+        "",
+        "x",
+        "\ud800",
+        "x" * 300,
+        [],
+        [[]],
+        {},
+        {"all": 1},
+        {"all": []},
+        {"all": {"all": 2}},
+        [old],
+        [old, old],
+        {"all": old},
+        "@" + "[" * 3000 + "]" * 3000,
+        "@" + '{"a":' * 50000 + "1" + "}" * 50000,
+    ]
     if type(old) is int:
         ways += [old + 1, old - 1, old * 2, -old, float(old), str(old), old + 2**32, old ^ 1] * 3
     if isinstance(old, str):

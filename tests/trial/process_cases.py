@@ -116,9 +116,14 @@ def _start(command: list[str], folder: Path) -> subprocess.Popen[str]:
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -156,7 +161,8 @@ def _killed(
     told = f"{name}, {signal.Signals(number).name}"
     if code is None:
         return Outcome(Verdict.HANG, f"{told}: no end within {PATIENCE:.0f} s")
-    if "Traceback" in errors or "Exception ignored" in errors:
+    # Those that it had only begun to start cannot know that it was killed outright.
+    if number != signal.SIGKILL and ("Traceback" in errors or "Exception ignored" in errors):
         # While Python itself starts, nothing of ours has run yet.
         ours = re.search(r'File "[^"]*(vqcomp/|decompress\.py|multiprocessing/|threading\.py)', errors)
         return Outcome(Verdict.TRACEBACK, f"{told}: {_place(errors)}") if ours else Outcome(Verdict.ERROR)

@@ -85,9 +85,13 @@ def _members(random: Random) -> tuple[dict[str, np.ndarray], list[layouts.Member
     way = random.randrange(6)
     if way == 0:
         special = [
-            layouts.special(random.choice(("link.token.npy", "link.json", "../x", "/dev/x", "other")), random.choice(_KINDS), random.choice((members[2][0], "/etc/passwd", "../..", "nowhere")))
+            layouts.special(
+                random.choice(("link.token.npy", "link.json", "../x", "/dev/x", "other")),
+                random.choice(_KINDS),
+                random.choice((members[2][0], "/etc/passwd", "../..", "nowhere")),
+            )
             for _ in range(random.choice((1, 3)))
-        ]  # fmt: skip
+        ]
     elif way == 1:
         name = random.choice(_NAMES)
         array = np.full((1, 8, 16), 5, "<i2")
@@ -106,13 +110,23 @@ def _members(random: Random) -> tuple[dict[str, np.ndarray], list[layouts.Member
 
 
 def _odd_npy(random: Random) -> bytes:
-    header = random.choice((
-        "{'descr': '<i2', 'fortran_order': False, 'shape': (True, 8, 16), }", "{'descr': '|O', 'fortran_order': False, 'shape': (1, 8, 16), }",
-        "{'descr': '<i2', 'fortran_order': False, 'shape': (1000000000000, 8, 16), }", "{'descr': '<i2', 'fortran_order': False, 'shape': (-1, 8, 16), }",
-        "{'descr': [('a', '<i2')], 'fortran_order': False, 'shape': (1, 8, 16), }", "{'descr': '<i2', 'fortran_order': 7, 'shape': (1, 8, 16), }",
-        "__import__('os').system('x')", "(" * 5000, "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 8, 16), }", "{'descr': '<i2', 'fortran_order': False, 'shape': (1e999, 8, 16), }",
-        "{'descr': '<U999999999', 'fortran_order': False, 'shape': (1, 8, 16), }", "{'descr': '<i2', 'fortran_order': True, 'shape': (1, 8, 16), }", "",
-    )).encode()  # fmt: skip
+    header = random.choice(
+        (
+            "{'descr': '<i2', 'fortran_order': False, 'shape': (True, 8, 16), }",
+            "{'descr': '|O', 'fortran_order': False, 'shape': (1, 8, 16), }",
+            "{'descr': '<i2', 'fortran_order': False, 'shape': (1000000000000, 8, 16), }",
+            "{'descr': '<i2', 'fortran_order': False, 'shape': (-1, 8, 16), }",
+            "{'descr': [('a', '<i2')], 'fortran_order': False, 'shape': (1, 8, 16), }",
+            "{'descr': '<i2', 'fortran_order': 7, 'shape': (1, 8, 16), }",
+            "__import__('os').system('x')",
+            "(" * 5000,
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 8, 16), }",
+            "{'descr': '<i2', 'fortran_order': False, 'shape': (1e999, 8, 16), }",
+            "{'descr': '<U999999999', 'fortran_order': False, 'shape': (1, 8, 16), }",
+            "{'descr': '<i2', 'fortran_order': True, 'shape': (1, 8, 16), }",
+            "",
+        )
+    ).encode()
     version = random.choice((b"\1\0", b"\1\0", b"\2\0", b"\3\0", b"\x09\0"))
     size = len(header).to_bytes(2 if version == b"\1\0" else 4, "little")
     return b"\x93NUMPY" + version + size + header + random.randbytes(random.choice((0, 256)))

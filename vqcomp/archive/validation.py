@@ -37,7 +37,8 @@ def parse_untrusted(data: bytes) -> Manifest:
         raise DamageError(f"{MANIFEST} is damaged: expected JSON, found {error}") from error
     found = table.get("format") if isinstance(table, dict) else None
     if found != FORMAT or isinstance(found, bool):
-        raise FormatError(f"{MANIFEST}: expected format {FORMAT}, found {found}; the vqcomp that wrote it may read it")
+        shown = json.dumps(found)[:60]
+        raise FormatError(f"{MANIFEST}: expected format {FORMAT}, found {shown}; the vqcomp that wrote it may read it")
     check_whole(data)
     try:
         _check(table)
