@@ -10,6 +10,7 @@ import atexit
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,8 @@ def install_numpy() -> bool:
     """Into a private temporary folder that goes away when Python ends; whether that went well."""
     if os.environ.get("VQCOMP_NO_PIP", "0") not in ("", "0"):
         return False
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # now there is something to tidy up
     folder = tempfile.mkdtemp(prefix="vqcomp-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # -I: pip runs no module of the working folder. No builds: they would run what a stranger's package says.

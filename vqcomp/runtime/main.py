@@ -22,7 +22,9 @@ def restore_here(here: str, options: dict[str, Any]) -> int:
     options: those of launch.py that were given, by their names.
     """
     only = options.pop("only", None)
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, terminate)
     start, output = time.monotonic(), Path(os.environ.get("OUTPUT_DIR") or "decompressed")
     try:
         with Reader(here, Compute(**options)) as archive:
@@ -40,8 +42,14 @@ def restore_here(here: str, options: dict[str, Any]) -> int:
     except MemoryError:
         print("error: out of memory; try a smaller --batch-size", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to tidy up while Python ends
 
 
 def terminate(signum: int, _: object) -> None:
-    """Signal handler: leave by an exception, so that temporary files are removed."""
+    """Signal handler: leave by an exception, so that temporary files are removed; more signals do not disturb that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + signum)

@@ -128,6 +128,8 @@ class Reader:
                     elif segment.name in wanted:
                         whole.update(data)
                         ids = self.manifest.codings[group.coding].spec.join(tokens)
+                        if ids.max() > np.iinfo(segment.dtype).max:
+                            raise FormatError(f"{self.path}: {segment.name}: ids do not fit {segment.dtype}")
                         yield segment.name, ids.astype(segment.dtype).reshape(segment.shape)
             found = {name: reason for name, reason in lost.items() if name in wanted}
             if damaged is not None:
