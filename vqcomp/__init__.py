@@ -64,7 +64,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> Any:
     """What `__all__` names is imported when it is first asked for, so that the command line is there at once."""
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     module = import_module(f".{_HOME.get(name, 'runtime.errors')}", __name__)
     value = getattr(module, "open_archive" if name == "open" else name)
     globals()[name] = value

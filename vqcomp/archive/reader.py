@@ -20,9 +20,10 @@ from ..runtime import layout
 from ..runtime.compute import Compute
 from ..runtime.errors import ArchiveError, DamageError, FormatError
 from ..runtime.files import contents
-from ..runtime.manifest import Kept, Segment
+from ..runtime.manifest import Kept, Manifest, Segment
 from ..runtime.reader import Reader
 from .packing import is_whole
+from .validation import parse_untrusted
 
 _ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError, RuntimeError,
@@ -61,7 +62,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
                 ) from error
         self._recent: tuple[int, dict[str, np.ndarray], dict[str, str]] = (-1, {}, {})
         try:
-            super().__init__(path, compute)
+            super().__init__(path, (compute or Compute()).checked())
         except BaseException:
             if self._zip:
                 self._zip.close()
@@ -110,7 +111,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     @property
     def raw_bytes(self) -> int:
         """Size of all tokens at ceil(log2 vocabulary) bits each, 10 for commaVQ, and of the files kept as they are."""
-        bits = sum(s.tokens * self.manifest.coding(s).spec.bits for s in self.segments)
+        bits = sum(s.tokens * self.manifest.coding_of(s).spec.bits for s in self.segments)
         return -(-bits // 8) + sum(f.size for f in self.kept)
 
     def contents(self, file: Kept) -> Iterator[bytes]:
@@ -129,7 +130,8 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         """Check every entry, the decoder too, against the zip's own CRC, or bzip2's in a folder. Raises DamageError."""
         if not self._zip:
             path = self.path / layout.RUNTIME
-            if not path.is_file() or not is_whole(path.read_bytes()):
+            carried = (self.path / layout.BOOTSTRAP).exists() or path.exists()
+            if carried and not (path.is_file() and is_whole(path.read_bytes())):
                 raise DamageError(f"{self.path}: {layout.RUNTIME} is damaged or missing")
         for info in self._zip.infolist() if self._zip else ():
             with _damage(f"{self.path}: {info.filename}"):
@@ -144,15 +146,22 @@ class Archive(Reader, Mapping[str, np.ndarray]):
                     if not inflate.eof or inflate.unused_data:
                         raise zipfile.BadZipFile("the deflated data do not end where they should")
 
-    def read(self, entry: str, limit: int) -> bytes:
+    def check_stream(self, group: int) -> None:
+        """Raise DamageError if the bytes of a group's stream are not those that were written."""
+        self._stream(self.manifest.groups[group])
+
+    def read_manifest(self) -> Manifest:
+        data = self.read(layout.MANIFEST, layout.MANIFEST_LIMIT + 1)
+        if len(data) > layout.MANIFEST_LIMIT:
+            raise FormatError(f"{layout.MANIFEST}: expected at most {layout.MANIFEST_LIMIT} bytes")
+        return parse_untrusted(data)
+
+    def read(self, entry: str, limit: int = -1) -> bytes:
         if not self._zip:
             self._require_regular(entry)
             return super().read(entry, limit)
         with _damage(entry), self._open(self._info(entry)) as handle:
-            data = handle.read(limit + 1)
-        if len(data) > limit:
-            raise FormatError(f"{entry}: expected at most {limit} bytes")
-        return data
+            return handle.read(limit)
 
     def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
         # Read at its place in the file: zipfile checks one CRC over all streams, so that one flipped bit would take the

@@ -13,7 +13,7 @@ from ..runtime.errors import VqcompError
 from ..runtime.main import terminate
 from ..training.memory import is_out_of_memory
 from ..version import __version__
-from . import archives, tokens, training
+from . import archives, bench, seeing, tokens, training, world
 
 EXAMPLES = """
 \b
@@ -23,7 +23,7 @@ Examples:
   vqcomp decompress samples.zip -o restored/
   vqcomp evaluate samples.zip samples/
 
-Exit codes: 0 done, 1 error, 2 wrong usage, 3 damaged archive, 130 interrupted.
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 damaged archive, 4 done but for what --skip-bad left out, 130 interrupted.
 """
 
 
@@ -33,8 +33,9 @@ def cli() -> None:
     """Lossless compression of video tokens into self-contained zips."""
 
 
-for command in (*archives.COMMANDS, *tokens.COMMANDS, *training.COMMANDS):
-    cli.add_command(command)
+for module in (archives, bench, tokens, training, world, seeing):
+    for command in module.COMMANDS:
+        cli.add_command(command)
 
 
 def main() -> None:

@@ -50,6 +50,8 @@ class ModelConfig:
     """Pairs of past tokens; whether they are equal is an input feature."""
     copies: tuple[Offset, ...]
     """Past tokens that the copy head can point at."""
+    within_frame: bool = False
+    """Whether those tokens of the predicted frame itself that are known already are an input, too."""
 
     @property
     def spec(self) -> TokenSpec:
@@ -69,6 +71,11 @@ class ModelConfig:
         return self.heads * self.head_dim
 
     @property
+    def inputs(self) -> int:
+        """Frames whose tokens are embedded into the input: the last `stack` ones, then perhaps the predicted one."""
+        return self.stack + self.within_frame
+
+    @property
     def residual_max(self) -> int:
         """Bound on the residual stream, so that its absolute row sum stays exact."""
         return min(32767, (EXACT_LIMIT - 1) // self.dim)
@@ -86,7 +93,7 @@ class ModelConfig:
         shapes: dict[str, tuple[tuple[int, int], int]] = {}
         for f, size in enumerate(self.factors):
             shapes[f"embed.{f}"] = ((size + 1, r), 1)
-            for c in range(self.stack):
+            for c in range(self.inputs):
                 shapes[f"stack.{c}.{f}"] = ((d, r), d)
         shapes["position"] = ((d, self.positions), d)
         if self.flags:
@@ -110,13 +117,17 @@ class ModelConfig:
         return sum(rows * cols for (rows, cols), _ in self.tensor_shapes().values())
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values by field; `within_frame` is left out where it is false, as it was before there was such."""
+        values = asdict(self)
+        if not self.within_frame:
+            del values["within_frame"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`, also from JSON. Raises ModelError on missing, unknown or impossible values."""
         names = {f.name for f in fields(cls)}
-        if set(values) != names:
+        if {"within_frame", *values} != names:
             raise ModelError(f"model config: expected the fields {sorted(names)}, found {sorted(values)}")
         try:
             tables = ("factors", "flags", "copies")
@@ -136,6 +147,8 @@ class ModelConfig:
             limit = _LIMITS.get(name, 65536)
             if not 1 <= getattr(self, name) <= limit:
                 raise ModelError(f"model config: {name} must be in 1..{limit}, found {getattr(self, name)}")
+        if not isinstance(self.within_frame, bool):
+            raise ModelError(f"model config: within_frame must be true or false, found {self.within_frame}")
         if self.spatial_heads < 0 or self.temporal_heads < 0 or self.heads < 1:
             raise ModelError("model config: at least one head, and no negative number of heads")
         if not 1 <= len(self.factors) <= 64 or any(not 2 <= v <= 65536 for v in self.factors):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from multiprocessing import resource_tracker
@@ -39,12 +38,19 @@ class Workers(Codec):
 
     def __init__(self, codec: Codec, make: Callable[[Compute], Codec], compute: Compute) -> None:
         """codec: one like those that `make` makes in the processes, for a group by itself. `make` is pickled."""
-        self.group_size, self.group_limit = codec.group_size, codec.group_limit
         self._codec, self._jobs = codec, compute.processes
         threads = compute.threads or max(1, cpus() // self._jobs)
-        self._start = partial(make, replace(compute, threads=threads, jobs=1))
+        self._start = partial(make, compute._replace(threads=threads, jobs=1))
         self._pool: ProcessPoolExecutor | None = None
         self._started: list[Any] = []
+
+    @property
+    def group_size(self) -> int:
+        return self._codec.group_size
+
+    @property
+    def group_limit(self) -> int:
+        return self._codec.group_limit
 
     def close(self) -> None:
         """End the processes, whatever they do."""
