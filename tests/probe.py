@@ -45,7 +45,10 @@ def main(folder: Path) -> None:
         found = {name: reader[name] for name in segments}
     unpacked = folder / f"unpacked-{os.getpid()}"
     zipfile.ZipFile(first).extractall(unpacked)
-    with imported(unpacked) as module, module("archive").Reader(str(unpacked), device=device) as reader:
+    with (
+        imported(unpacked) as module,
+        module("reader").Reader(str(unpacked), module("compute").Compute(device)) as reader,
+    ):
         shipped = dict(reader.decode())
     for name, tokens in segments.items():
         np.testing.assert_array_equal(found[name], tokens)

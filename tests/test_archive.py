@@ -560,7 +560,7 @@ def test_large_archives_get_64_bit_sizes_and_open_alike(tmp_path):
 class Plain(Codec):
     """A codec that stores tokens as they are, to look at what surrounds codecs."""
 
-    name, group_size = "adaptive", 1
+    group_size = group_limit = 1
 
     def encode(self, groups, progress=None):
         return [np.concatenate(group).astype("<i4").tobytes() for group in groups]
@@ -622,11 +622,11 @@ def test_weights_are_paid_for_only_where_they_save_more(monkeypatch, tiny_model)
             "_estimate",
             lambda self, spec, m, p=payload: Estimate("tiny", p, 300, 50) if m else Estimate("none", 1200, 0, 40),
         )
-        chosen, estimates = Chooser(segments, True, Compute(), Progress(), lambda line: None).weigh([model])
+        chosen, estimates = Chooser(segments, True, 8, Compute(), Progress(), lambda line: None).weigh([model])
         assert chosen == expected
         assert [(e.model, e.total) for e in estimates] == [("none", 1240), ("tiny", payload + 350)]
     few = {model.spec: [SimpleNamespace(tokens=1000)]}
-    assert Chooser(few, True, Compute(), Progress(), lambda line: None).weigh([model]) == (None, [])
+    assert Chooser(few, True, 8, Compute(), Progress(), lambda line: None).weigh([model]) == (None, [])
 
 
 @pytest.mark.parametrize("content", [None, b"BZh9 something else"])

@@ -56,7 +56,7 @@ def foreseen(spec: TokenSpec, model: Path) -> dict[str, np.ndarray]:
 
 
 def check(path: Path, data: dict[str, np.ndarray], codec: str, uniform: bool = False) -> None:
-    """The archive is of this codec, its streams are all uniform or none, and the reference decoder finds the data."""
+    """The archive is of this codec, all or none of its streams are uniform, and the reference decoder reads it."""
     with zipfile.ZipFile(path) as archive, vqcomp.open(path) as opened:
         assert [s["codec"] for s in json.loads(archive.read("vqcomp/manifest.json"))["specs"]] == [codec]
         streams = archive.read("vqcomp/streams.bin")

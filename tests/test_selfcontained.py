@@ -16,8 +16,8 @@ from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
 from vqcomp.archive import packing
+from vqcomp.runtime import coder
 from vqcomp.runtime import layout as format
-from vqcomp.runtime.coder import CONSTRICTION
 from vqcomp.runtime.kinds import KINDS
 from vqcomp.runtime.launch import NUMPY
 
@@ -75,9 +75,11 @@ def run(folder, cwd, *arguments, without=(), before="", **variables):
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
+    harness = folder.parent / "harness.py"
+    harness.write_text(code, "utf-8")
     environment = {k: v for k, v in os.environ.items() if k not in ("OUTPUT_DIR", "PYTHONPATH")}
     return subprocess.run(
-        [sys.executable, "-c", code, os.path.relpath(folder / "decompress.py", cwd), *arguments],
+        [sys.executable, harness, os.path.relpath(folder / "decompress.py", cwd), *arguments],
         cwd=cwd,
         env={**environment, "VQCOMP_NO_PIP": "1", **{k: str(v) for k, v in variables.items()}},
         capture_output=True, text=True, check=False,
@@ -134,7 +136,7 @@ def test_runtime_modules_import_only_each_other_numpy_constriction_and_perhaps_t
 
 
 def test_the_package_pins_the_version_of_constriction_that_streams_rely_on():
-    assert f'"constriction=={CONSTRICTION};' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    assert f'"constriction=={coder.CONSTRICTION};' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
 
 
 # ---- restoring
@@ -253,6 +255,15 @@ def test_without_constriction_it_goes_on_and_says_so_in_one_line(unpacked, tmp_p
     assert note == "note: constriction 0.5.0 is not here; without it, decoding takes a little longer"
     assert restored.startswith("restored ")
     check_files(tmp_path / "decompressed", items)
+
+
+@pytest.mark.parametrize("name", ["both", "gpt", "mixed", "adaptive"])
+def test_without_constriction_archives_are_the_same_bytes(archives, tmp_path, tiny_model, monkeypatch, name):
+    path, items = archives[name]
+    monkeypatch.setattr(coder, "constriction", None)
+    model = "none" if name == "adaptive" else tiny_model
+    vqcomp.compress(items, tmp_path / "again.zip", model=model, adapt=name == "mixed", grid=(3, 4))
+    assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
 
 
 def test_another_version_of_constriction_counts_as_none(unpacked, tmp_path):
@@ -400,3 +411,10 @@ def test_an_older_python_is_told_so(unpacked, tmp_path):
     done = run(folder, tmp_path, before="sys.version_info = (3, 9, 18)")
     assert done.returncode == 1
     assert "expected Python 3.10 or newer" in done.stderr
+
+
+def test_a_python_of_32_bits_is_told_so_in_one_line(unpacked, tmp_path):
+    folder, _ = unpacked("adaptive")
+    done = run(folder, tmp_path, before="sys.maxsize = 2**31 - 1")
+    assert done.returncode == 1
+    assert done.stderr == "error: expected a 64-bit Python, found one of 32 bits; run this with another one\n"

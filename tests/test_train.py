@@ -23,7 +23,8 @@ from networks import drifting, ring_config
 
 torch = pytest.importorskip("torch")
 
-from vqcomp.cli import TrainingBar, run
+from vqcomp.cli import run
+from vqcomp.cli.progress import TrainingBar
 from vqcomp.runtime.errors import DependencyError, InputError, ModelError
 from vqcomp.training import budget
 from vqcomp.training.checkpoint import FORMAT, read_checkpoint, write_checkpoint

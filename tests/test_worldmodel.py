@@ -506,4 +506,4 @@ def test_a_folder_inside_another_has_its_own_files(tmp_path):
     vqcomp.decompress(tmp_path / "out.zip", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "data")
     with vqcomp.open(tmp_path / "out.zip") as archive:
-        assert {f.name for f in archive.raw} == {"video.bin", "older/video.bin", "newer/video_0.bin"}
+        assert {f.name for f in archive.manifest.raw} == {"video.bin", "older/video.bin", "newer/video_0.bin"}

@@ -15,12 +15,14 @@ from .archive.compare import decoded, differences
 from .archive.reader import Archive
 from .archive.summary import Summary, summarize
 from .archive.writer import Writer
-from .choice import Chooser
+from .choice import LEVEL, LEVELS, Chooser
 from .data.files import File
+from .data.outputs import require_writable
 from .data.segments import Grid, SegmentSource
 from .data.sources import Data, Found, find_segments, label, places
 from .data.specs import COMMAVQ, find_specs
 from .model_files import ModelFile, find_model, find_models
+from .runtime.adapt import GROUP_LIMIT
 from .runtime.compute import Compute
 from .runtime.disk import replacing, require_free
 from .runtime.errors import DamageError, InputError
@@ -36,6 +38,9 @@ from .world import protocol
 if TYPE_CHECKING:
     from .training.fit import Trained
     from .training.record import Moment
+
+
+SKIP_HINT = "--skip-bad (skip_bad=True) leaves it out and does the rest"
 
 
 def open_archive(path: str | os.PathLike[str], compute: Compute | None = None) -> Archive:
@@ -54,6 +59,9 @@ def compress(
     model: str | os.PathLike[str] = "auto",
     train: float | None = None,
     adapt: bool = True,
+    level: int = LEVEL,
+    group_size: int | None = None,
+    decoder: bool = True,
     grid: Grid | None = None,
     force: bool = False,
     verify: bool = True,
@@ -73,18 +81,28 @@ def compress(
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
     train: with "auto", seconds in which a network is trained on these very data; it is one more to choose from.
     adapt: whether to learn while coding on top of a model, too; smaller, but slower than the model alone.
+    level: from 1, fast, to 9, small: what "auto" weighs, and how many segments learn together; see choice.LEVELS.
+    group_size: segments that learn together, 1 to 64, instead of the level's. More make the zip smaller, but to read
+    one segment takes decoding all of its group. decoder: whether the zip carries its own.
     `report` is called with lines about choices made.
     `out` appears at the end, whole, or not at all. Raises InputError, ModelError, PlatformError, DependencyError; and
     DamageError if what was written does not decode to `data`.
     """
     start, out = time.monotonic(), Path(out)
     compute, progress, report = compute or Compute(), progress or Progress(), report or (lambda line: None)
+    if level not in LEVELS:
+        raise InputError(f"level: expected 1 (fast) to {len(LEVELS)} (small), found {level}")
+    group_size = LEVELS[level].group_size if group_size is None else group_size
+    if not 1 <= group_size <= GROUP_LIMIT:
+        raise InputError(f"group size: expected 1 to {GROUP_LIMIT}, found {group_size}")
     if train is not None and os.fspath(model) != "auto":
         raise InputError(f"training here is for --model auto, which then chooses; found {os.fspath(model)}")
-    _check_output(out, force)
+    if train is not None:
+        with torch_ready():  # found missing before the work
+            pass
+    require_writable(out, "a zip", force=force)
     models = find_models(model)
-    hint = "--skip-bad (skip_bad=True) leaves it out and does the rest"
-    found = find_segments(data, grid, skip_bad=skip_bad, keep_all=keep_all, hint=hint)
+    found = find_segments(data, grid, skip_bad=skip_bad, keep_all=keep_all, hint=SKIP_HINT)
     sources = {s.source for s in found.segments if isinstance(s.source, Path)} | {f.path for f in found.files}
     if out.exists() and any(out.samefile(source) for source in sources):
         raise InputError(f"{out}: the output would replace the input; choose another name")
@@ -94,12 +112,13 @@ def compress(
         by_spec = _sort(found, [*(m.spec for m in models), COMMAVQ], progress)
         for line in found.omissions():
             report(line)
-        chosen = Chooser(by_spec, adapt, compute, progress, report).choose(model, train, out.parent)
+        chooser = Chooser(by_spec, adapt, group_size, compute, progress, report)
+        chosen = chooser.choose(model, level, train, out.parent)
         with replacing(out) as temporary:
-            _write(temporary, by_spec, found.files, chosen, adapt, compute, progress)
+            _write(temporary, by_spec, found.files, chosen, adapt, group_size, decoder, compute, progress)
             if verify:
                 _verify(temporary, by_spec, found.files, compute, progress)
-            _check_output(out, force)
+            require_writable(out, "a zip", force=force)
     finally:
         progress.end()
     with Archive(out) as archive:
@@ -166,17 +185,18 @@ def evaluate(
     data: Data,
     *,
     grid: Grid | None = None,
+    skip_bad: bool = False,
     compute: Compute | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Decode and compare with `data` token by token, and other files byte by byte.
+    """Decode and compare with `data` token by token, and other files byte by byte; skip_bad as of `compress`.
 
     Raises InputError where they differ, DamageError on damage.
     """
     start = time.monotonic()
     with Archive(path, compute) as archive:
         kept = {f.name for f in archive.kept}
-        found = find_segments(data, grid, keep_all=bool(kept))
+        found = find_segments(data, grid, skip_bad=skip_bad, keep_all=bool(kept), hint=SKIP_HINT)
         segments = {s.name: s for s in found.segments}
         # Files that are no tokens were kept on request: only those of 1X's folders have to be in the archive.
         files = {f.name: f for f in found.files if f.beside or f.name in kept}
@@ -193,7 +213,7 @@ def evaluate(
             raise InputError(f"{path}: the archive does not hold what {name} does: {how}")
         if lost:
             raise DamageError(f"{path}: {report_loss(lost, len(archive))}")
-        return summarize(archive, time.monotonic() - start)
+        return replace(summarize(archive, time.monotonic() - start), skipped=len(found.skipped))
 
 
 def evaluate_1x(
@@ -264,18 +284,6 @@ def _describe(specs: Collection[TokenSpec]) -> str:
     return ", ".join(f"{s.height}x{s.width} of {s.vocabulary} ids" for s in specs)
 
 
-def _check_output(out: Path, force: bool, kind: str = "a zip") -> None:
-    """Raise InputError, before any work, where `out` could not be written."""
-    if out.is_dir():
-        raise InputError(f"{out}: expected the name of {kind} to write, found a folder")
-    if out.exists() and not force:
-        raise InputError(f"{out}: exists already; -f overwrites it")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; make it first")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"{out.parent}: this folder cannot be written to; choose another")
-
-
 def _sort(found: Found, known: Sequence[TokenSpec], progress: Progress) -> dict[TokenSpec, list[SegmentSource]]:
     """Look through all values once, and sort segments by spec (in the order of their first segments)."""
     progress.begin("reading", len(found.segments), sum(s.tokens for s in found.segments))
@@ -293,6 +301,8 @@ def _write(
     files: Sequence[File],
     model: ModelFile | None,
     adapt: bool,
+    group_size: int,
+    decoder: bool,
     compute: Compute,
     progress: Progress,
 ) -> None:
@@ -307,7 +317,8 @@ def _write(
             raw.append(Raw(name, range(first, first + count)))
         first += count
     codecs = {spec: make_codec(spec, data, adapt=adapt, compute=compute) for spec, data in fits.items()}
-    workers = any(c.kind.learns and len(by_spec[c.spec]) > codecs[c.spec].group_size for c in codings)
+    sizes = {spec: min(group_size, codec.group_limit) for spec, codec in codecs.items()}
+    workers = any(c.kind.learns and len(by_spec[c.spec]) > sizes[c.spec] for c in codings)
     progress.begin("compressing", len(everything), sum(s.tokens for s in everything))
     try:
         with Writer(
@@ -318,9 +329,10 @@ def _write(
             raw=raw,
             files=files,
             workers=workers,
+            decoder=decoder,
         ) as writer:
             for index, (spec, segments) in enumerate(by_spec.items()):
-                codec, size = codecs[spec], codecs[spec].group_size
+                codec, size = codecs[spec], sizes[spec]
                 groups = [segments[i : i + size] for i in range(0, len(segments), size)]
                 step = max(compute.processes, compute.batch_size // size)
                 for i in range(0, len(groups), step):

@@ -130,7 +130,8 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         """Check every entry, the decoder too, against the zip's own CRC, or bzip2's in a folder. Raises DamageError."""
         if not self._zip:
             path = self.path / layout.RUNTIME
-            if not path.is_file() or not is_whole(path.read_bytes()):
+            carried = (self.path / layout.BOOTSTRAP).exists() or path.exists()
+            if carried and not (path.is_file() and is_whole(path.read_bytes())):
                 raise DamageError(f"{self.path}: {layout.RUNTIME} is damaged or missing")
         for info in self._zip.infolist() if self._zip else ():
             with _damage(f"{self.path}: {info.filename}"):

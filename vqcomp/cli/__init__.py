@@ -23,7 +23,7 @@ Examples:
   vqcomp decompress samples.zip -o restored/
   vqcomp evaluate samples.zip samples/
 
-Exit codes: 0 done, 1 error, 2 wrong usage, 3 damaged archive, 130 interrupted.
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 damaged archive, 4 done but for what --skip-bad left out, 130 interrupted.
 """
 
 

@@ -29,6 +29,9 @@ def main(here: str) -> int:
     parser.add_argument("-T", "--threads", type=int, help="threads of a process")
     parser.add_argument("-j", "--jobs", type=int, help="processes (default: half the CPUs)")
     options = parser.parse_args()
+    if sys.maxsize < 1 << 32:  # NumPy's indices are of 32 bits there, too narrow for those of the tables
+        print("error: expected a 64-bit Python, found one of 32 bits; run this with another one", file=sys.stderr)
+        return 1
     try:
         # Many small products: threads that wait for each other cost more than they save.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
