@@ -14,7 +14,6 @@ import torch
 from networks import random_segment, random_tensors, tiny_config
 
 from vqcomp.runtime.adapt import AdaptiveCodec
-from vqcomp.runtime.coder import Tables
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import WEIGHT_MAX
 from vqcomp.runtime.engine import Engine
@@ -24,6 +23,7 @@ from vqcomp.runtime.gpt import GPTCodec
 from vqcomp.runtime.loading import load_engine, self_test
 from vqcomp.runtime.mixed import FramePredictor
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.weights import write_model
 
 CONFIGS = {

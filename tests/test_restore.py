@@ -34,7 +34,7 @@ def test_an_older_file_of_a_lost_name_is_set_aside_and_that_is_said(archive, tmp
     (out / "a.npy").write_text("older")
     (out / "a.npy.old").write_text("oldest")
     with vqcomp.open(archive) as opened:
-        lost = restore(opened, out, force=True)
+        lost = restore(opened, out)
     assert list(lost) == ["a.npy"]
     assert "a.npy.old2" in lost["a.npy"]
     assert (out / "a.npy.old2").read_text() == "older"

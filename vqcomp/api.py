@@ -17,14 +17,14 @@ from .archive.summary import Summary, summarize
 from .archive.writer import Writer
 from .choice import LEVEL, LEVELS, Chooser
 from .data.files import File
-from .data.outputs import require_writable
+from .data.outputs import require_free, require_writable
 from .data.segments import Grid, SegmentSource
 from .data.sources import Data, Found, find_segments, label, places
 from .data.specs import COMMAVQ, find_specs
 from .model_files import ModelFile, find_model, find_models
 from .runtime.adapt import GROUP_LIMIT
 from .runtime.compute import Compute
-from .runtime.disk import replacing, require_free
+from .runtime.disk import replacing
 from .runtime.errors import DamageError, InputError
 from .runtime.kinds import kind_of, make_codec
 from .runtime.manifest import Coding, Raw
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .training.record import Moment
 
 
+NPY_HEADER = 128
+"""Bytes before the values in most .npy files."""
 SKIP_HINT = "--skip-bad (skip_bad=True) leaves it out and does the rest"
 
 
@@ -157,10 +159,17 @@ def restore_files(
     progress: Progress | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """As `decompress`, but it returns what was lost: (names of restored files, lost name -> reason)."""
-    only = {only} if isinstance(only, str) else only
+    only, out = {only} if isinstance(only, str) else only, Path(out)
     with Archive(path, compute) as archive:
-        lost = restore(archive, Path(out), only, force=force, progress=progress)
-        return [name for name in archive.manifest.select(only).outputs if name not in lost], lost
+        chosen = archive.manifest.select(only)
+        if not force:
+            for name in chosen.outputs:
+                if os.path.lexists(out / name):
+                    raise InputError(f"{out / name}: exists already; -f overwrites it")
+            arrays = (s.tokens * s.dtype.itemsize + NPY_HEADER for s in chosen.segments)
+            require_free(out, sum(arrays) + sum(f.size for f in chosen.kept))
+        lost = restore(archive, out, only, progress)
+        return [name for name in chosen.outputs if name not in lost], lost
 
 
 def check(path: str | os.PathLike[str], *, compute: Compute | None = None, progress: Progress | None = None) -> Summary:

@@ -52,6 +52,8 @@ LEVEL = 6
 SAMPLE_SHARE = 16
 SAMPLE_TOKENS = (1 << 16, 1 << 20)
 """A sample is a 16th of the data, within these bounds: what learns as it codes looks worse on short samples."""
+SEGMENT_TOKENS = 1 << 13
+"""Of a segment in the sample, at least: a large group of short pieces would look worse than it is, too."""
 Segments = Mapping[TokenSpec, Sequence[SegmentSource]]
 Report = Callable[[str], None]
 
@@ -154,7 +156,7 @@ class Chooser:
         count = min(len(segments), max(size, 8))
         chosen = [segments[i * len(segments) // count] for i in range(count)]
         least, most = SAMPLE_TOKENS
-        budget = min(max(least, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
+        budget = min(max(least, SEGMENT_TOKENS * count, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
         frames = -(-budget // (count * spec.positions))
         sample = [segment.tokens_of(spec)[:frames] for segment in chosen]
         groups = [sample[i : i + size] for i in range(0, count, size)]

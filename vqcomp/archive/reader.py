@@ -17,9 +17,10 @@ from ..runtime import layout
 from ..runtime.compute import Compute
 from ..runtime.errors import ArchiveError, DamageError, FormatError, InputError
 from ..runtime.files import contents
-from ..runtime.manifest import Kept, Segment
+from ..runtime.manifest import Kept, Manifest, Segment
 from ..runtime.reader import Reader
 from .packing import is_whole
+from .validation import parse_untrusted
 
 _ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError, RuntimeError,
@@ -146,14 +147,17 @@ class Archive(Reader, Mapping[str, np.ndarray]):
                     if not inflate.eof or inflate.unused_data:
                         raise zipfile.BadZipFile("the deflated data do not end where they should")
 
-    def read(self, entry: str, limit: int) -> bytes:
+    def read_manifest(self) -> Manifest:
+        data = self.read(layout.MANIFEST, layout.MANIFEST_LIMIT + 1)
+        if len(data) > layout.MANIFEST_LIMIT:
+            raise FormatError(f"{layout.MANIFEST}: expected at most {layout.MANIFEST_LIMIT} bytes")
+        return parse_untrusted(data)
+
+    def read(self, entry: str, limit: int = -1) -> bytes:
         if not self._zip:
             return super().read(entry, limit)
         with _damage(entry), self._open(self._info(entry)) as handle:
-            data = handle.read(limit + 1)
-        if len(data) > limit:
-            raise FormatError(f"{entry}: expected at most {limit} bytes")
-        return data
+            return handle.read(limit)
 
     def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
         # Read at its place in the file: zipfile checks one CRC over all streams, so that one flipped bit would take the

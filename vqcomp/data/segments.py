@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -72,11 +73,16 @@ class SegmentSource:
 
     def maximum(self) -> int:
         """The largest id. Raises InputError unless all are in the vocabulary, or in 0..65535."""
-        low, high = 0, 0
+        return self.scan()[0]
+
+    def scan(self) -> tuple[int, int]:
+        """(the largest id, the CRC-32 of all values as they lie in the file). Raises as `maximum`."""
+        low, high, checksum = 0, 0, 0
         for part in self._parts():
             low, high = min(low, int(part.min())), max(high, int(part.max()))
+            checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
         self.check_range(low, high)
-        return high
+        return high, checksum
 
     def check_range(self, low: int, high: int) -> None:
         """Raise InputError unless the smallest and the largest id are in the vocabulary, or in 0..65535."""

@@ -30,7 +30,8 @@ class Found:
     segments come sorted by the name of their file or shard, and in its order: that is the order to read them in.
     files are kept byte for byte. left_out says how many of what are no tokens: a file counts by its name, a shard's
     members by their kind, as "data-0000.tar.gz: *.pose.npy". skipped says of each piece that is bad what is wrong with
-    it; it is empty unless `skip_bad`. Otherwise the first bad piece is an error, which ends with `hint`.
+    it; it is empty unless `skip_bad`. Otherwise the first bad piece is an error, which ends with `hint`. checksums are
+    the CRC-32 of each segment's values, once `maxima` has looked through them.
     """
 
     skip_bad: bool = False
@@ -40,6 +41,7 @@ class Found:
     files: list[File] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    checksums: dict[str, int] = field(default_factory=dict)
 
     @property
     def left_out_count(self) -> int:
@@ -77,7 +79,7 @@ class Found:
         bad = []
         for segment in self.segments:
             try:
-                maxima[id(segment)] = segment.maximum()
+                maxima[id(segment)], self.checksums[segment.name] = segment.scan()
             except InputError as error:
                 self.bad(_of_whole(segment, error))
                 bad.append(segment)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from .codec import Advance, Codec, lockstep
-from .coder import Decoder, Tables
+from .coder import Decoder
 from .compute import Compute
 from .engine import Engine
 from .loading import load_engine
 from .spec import TokenSpec
+from .tables import Tables
 from .uniform import decode_uniform, encode_uniform, modelled
 
 # Rows in one call of the engine: enough for the GEMMs' full rate, few enough for the cache.

@@ -25,7 +25,7 @@ def restore_here(here: str, args: argparse.Namespace) -> int:
     start, output = time.monotonic(), Path(os.environ.get("OUTPUT_DIR") or "decompressed")
     try:
         with Reader(here, Compute(args.device, args.threads, args.jobs, args.batch_size)) as archive:
-            lost = restore(archive, output, args.only, force=True, progress=ProgressLine())
+            lost = restore(archive, output, args.only, ProgressLine())
             total = len(archive.manifest.select(args.only).outputs)
         if lost:
             print("error:", report_loss(lost, total), file=sys.stderr)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from .adapt import AdaptiveCodec
-from .coder import weights
 from .compute import Compute
 from .engine import Engine
 from .loading import load_engine
 from .spec import TokenSpec
+from .tables import weights
 
 SHARED_ROWS = 512
 """Rows from which on it pays to share an operation among threads: a small one waits longer for a second thread, which

@@ -15,6 +15,9 @@ class Progress:
     def advance(self, segments: int, tokens: int) -> None:
         """So many more are done."""
 
+    def groups(self, done: int, total: int) -> None:
+        """Of the groups that share a stream so many are done, those of an earlier run included."""
+
     def end(self) -> None:
         """The stage is over, well or not. May be called again, and where there is none."""
 

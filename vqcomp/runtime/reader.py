@@ -15,8 +15,8 @@ from .codec import Advance, Codec
 from .compute import Compute
 from .errors import ArchiveError, DamageError, FormatError, InputError
 from .kinds import make_codec
-from .layout import MANIFEST, MANIFEST_LIMIT, MODEL, STREAMS
-from .manifest import Group, parse
+from .layout import MANIFEST, MODEL, STREAMS
+from .manifest import Group, Manifest, parse
 from .spec import TokenSpec
 
 ReaderType = TypeVar("ReaderType", bound="Reader")
@@ -30,15 +30,15 @@ def token_bytes(tokens: np.ndarray) -> bytes:
 class Reader:
     """An archive that was unpacked into a folder, opened for decoding. Use it in a `with`.
 
-    Opening reads the manifest and runs no model. Raises FormatError, DamageError or UnsafeNameError, and InputError
-    for a file that cannot be read.
+    Opening reads the manifest and runs no model. The manifest is trusted: see `archive.reader.Archive` for one that is
+    not. Raises FormatError or DamageError, and InputError for a file that cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], compute: Compute | None = None) -> None:
         self.path, self.compute = Path(path), compute or Compute()
         self._codecs: dict[int, Codec] = {}
         try:
-            self.manifest = parse(self.read(MANIFEST, MANIFEST_LIMIT))
+            self.manifest = self.read_manifest()
             self._streams, self._start, found = self.open_stored(STREAMS)
             expected = sum(g.size for g in self.manifest.groups)
             if found != expected:
@@ -63,16 +63,15 @@ class Reader:
         for codec in self._codecs.values():
             codec.close()
 
-    def read(self, entry: str, limit: int) -> bytes:
-        """The bytes of an entry. Raises FormatError where it is missing or exceeds `limit`, DamageError if damaged."""
-        try:
-            with open(self.path / entry, "rb") as handle:
-                data = handle.read(limit + 1)
-        except FileNotFoundError as error:
-            raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
-        if len(data) > limit:
-            raise FormatError(f"{entry}: expected at most {limit} bytes")
-        return data
+    def read_manifest(self) -> Manifest:
+        """As `manifest.parse`."""
+        return parse(self.read(MANIFEST))
+
+    def read(self, entry: str, limit: int = -1) -> bytes:
+        """The bytes of an entry, at most `limit`. Raises FormatError if it is missing, DamageError if it is damaged."""
+        handle, _, _ = self.open_stored(entry)
+        with handle:
+            return handle.read(limit)
 
     def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
         """(open file, where an entry that is stored starts in it, its size). Raises FormatError if missing."""
@@ -95,11 +94,8 @@ class Reader:
             if kind.has_network:
                 assert self.manifest.model
                 size, sha256 = self.manifest.model
-                try:
-                    model = self.read(MODEL, size)
-                except FormatError as error:
-                    raise DamageError(str(error)) from error
-                if len(model) != size or hashlib.sha256(model).hexdigest() != sha256:
+                model = self.read(MODEL, size)
+                if hashlib.sha256(model).hexdigest() != sha256:
                     raise DamageError(f"{MODEL} is damaged: its checksum does not match")
             self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=self.compute)
         return self._codecs[index]
@@ -175,12 +171,12 @@ class Reader:
             try:
                 streams.append(self._stream(group))
                 healthy.append(group)
-            except DamageError as error:
+            except ArchiveError as error:
                 self._lose(group, error, lost)
         frames = [[self.manifest.segments[i].shape[0] for i in g.segments] for g in healthy]
         try:
             decoded = self._codec(healthy[0].coding).decode(streams, frames, advance) if healthy else []
-        except DamageError as error:
+        except ArchiveError as error:
             if len(healthy) == 1:
                 self._lose(healthy[0], error, lost)
             else:

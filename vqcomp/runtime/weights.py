@@ -15,10 +15,11 @@ from collections.abc import Callable
 import numpy as np
 
 from .arithmetic import WEIGHT_MAX
-from .coder import Decoder, Encoder, partition
+from .coder import Decoder, Encoder
 from .config import ModelConfig
 from .engine import Tensors
 from .errors import DamageError, ModelError
+from .tables import get_symbols, partition, put_symbols
 
 MAGIC = b"VQM\x02"
 CONFIG_LIMIT = 1 << 20
@@ -96,7 +97,7 @@ def write_model(config: ModelConfig, tensors: Tensors, check: int) -> bytes:
     encoder = Encoder()
 
     def put(symbols: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        encoder.put_symbols(symbols, bounds)
+        put_symbols(encoder, symbols, bounds)
         return symbols
 
     coder = WeightCoder(put)
@@ -136,7 +137,7 @@ def read_model(data: bytes) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np
     if config.parameters() > WEIGHTS_LIMIT:
         raise ModelError(f"model: {config.parameters()} weights are more than the limit of {WEIGHTS_LIMIT}")
     decoder = Decoder(data[start:-4])
-    coder = WeightCoder(lambda symbols, bounds: decoder.get_symbols(bounds))
+    coder = WeightCoder(lambda symbols, bounds: get_symbols(decoder, bounds))
     tensors = {}
     for name, (shape, rows) in config.tensor_shapes().items():
         codes, scales = coder.tensor(name, np.zeros(shape, np.int64), np.zeros(rows, np.int64))
