@@ -6,6 +6,8 @@ with vqcomp.open("out.zip") as archive:
     tokens = archive["drive/0001.npy"]
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +52,20 @@ __all__ = [
     "open",
 ]
 
-_API = ("check", "compress", "decompress", "evaluate", "open")
-_HOMES = {"Archive": "archive.reader", "Summary": "archive.summary", "Compute": "runtime.compute"}
+_HOMES = {
+    "api": ("check", "compress", "decompress", "evaluate", "open"),
+    "archive.reader": ("Archive",),
+    "archive.summary": ("Summary",),
+    "runtime.compute": ("Compute",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are asked for: the command line sets up threads before NumPy comes in."""
+    """What `__all__` names is imported when it is first asked for, so that the command line is there at once."""
     if name not in __all__:
-        raise AttributeError(f"module 'vqcomp' has no attribute '{name}'")
-    home = "api" if name in _API else _HOMES.get(name, "runtime.errors")
-    module = import_module(f".{home}", __name__)
-    return getattr(module, "open_archive" if name == "open" else name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    module = import_module(f".{_HOME.get(name, 'runtime.errors')}", __name__)
+    value = getattr(module, "open_archive" if name == "open" else name)
+    globals()[name] = value
+    return value

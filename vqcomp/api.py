@@ -7,27 +7,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .archive.compare import decoded, differences
+from .archive.journal import appearing
 from .archive.reader import Archive
 from .archive.summary import Summary, summarize
-from .archive.writer import Writer
 from .choice import LEVEL, LEVELS, Chooser
-from .data.files import File
+from .cluster.archive import opened
+from .cluster.codec import connect
 from .data.outputs import require_free, require_writable
 from .data.segments import Grid, SegmentSource
 from .data.sources import Data, Found, find_segments, label, places
 from .data.specs import COMMAVQ, find_specs
-from .model_files import ModelFile, find_model, find_models
+from .encoding import GroupCoding, about_run, choose_once, kept_journal, verify_written, write
+from .model_files import find_model, find_models
 from .runtime.adapt import GROUP_LIMIT
 from .runtime.compute import Compute
-from .runtime.disk import replacing
 from .runtime.errors import DamageError, InputError
-from .runtime.kinds import kind_of, make_codec
-from .runtime.manifest import Coding, Raw
 from .runtime.progress import Progress
 from .runtime.restore import report_loss, restore
 from .runtime.spec import TokenSpec
@@ -69,6 +68,8 @@ def compress(
     verify: bool = True,
     skip_bad: bool = False,
     keep_all: bool = False,
+    resume: bool = False,
+    cluster: str | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
@@ -86,12 +87,17 @@ def compress(
     level: from 1, fast, to 9, small: what "auto" weighs, and how many segments learn together; see choice.LEVELS.
     group_size: segments that learn together, 1 to 64, instead of the level's. More make the zip smaller, but to read
     one segment takes decoding all of its group. decoder: whether the zip carries its own.
-    `report` is called with lines about choices made.
+    resume: go on from the journal (NAME.partial, see archive/journal.py) that an earlier run left beside `out`, to the
+    same bytes; or begin. Without it a journal is kept, too, of more segments than are computed together, and when
+    training; unless one lies there, which is left alone.
+    cluster: code on a cluster, Ray's: auto, local, HOST:PORT or ray://HOST:PORT. The model is chosen and trained here.
+    `report` is called with lines about choices made; those about the journal begin with "note".
     `out` appears at the end, whole, or not at all. Raises InputError, ModelError, PlatformError, DependencyError; and
     DamageError if what was written does not decode to `data`.
     """
     start, out = time.monotonic(), Path(out)
-    compute, progress, report = compute or Compute(), progress or Progress(), report or (lambda line: None)
+    compute = (compute or Compute()).checked()
+    progress, report = progress or Progress(), report or (lambda line: None)
     if level not in LEVELS:
         raise InputError(f"level: expected 1 (fast) to {len(LEVELS)} (small), found {level}")
     group_size = LEVELS[level].group_size if group_size is None else group_size
@@ -114,13 +120,25 @@ def compress(
         by_spec = _sort(found, [*(m.spec for m in models), COMMAVQ], progress)
         for line in found.omissions():
             report(line)
-        chooser = Chooser(by_spec, adapt, group_size, compute, progress, report)
-        chosen = chooser.choose(model, level, train, out.parent)
-        with replacing(out) as temporary:
-            _write(temporary, by_spec, found.files, chosen, adapt, group_size, decoder, compute, progress)
-            if verify:
-                _verify(temporary, by_spec, found.files, compute, progress)
-            require_writable(out, "a zip", force=force)
+        options = {"adapt": adapt, "group size": group_size, "decoder": decoder, "level": level, "train": train}
+        about = partial(about_run, found, by_spec, os.fspath(model), models, options)
+        wanted = len(found.segments) > compute.batch_size or train is not None
+        with (
+            connect(cluster, compute) as spread,
+            kept_journal(out, about, wanted=wanted, resume=resume, report=report) as journal,
+        ):
+            # A cluster's devices are not those of this machine.
+            here = replace(compute, device="auto") if spread else compute
+            chooser = Chooser(by_spec, adapt, group_size, here, progress, report)
+            chosen = choose_once(chooser, model, level, train, out.parent, journal)
+            coding = GroupCoding(chosen, adapt, group_size, decoder)
+            with appearing(out) as temporary:
+                write(temporary, by_spec, found.files, coding, journal, spread, compute, progress)
+                if verify:
+                    verify_written(temporary, by_spec, found.files, spread, compute, progress)
+                require_writable(out, "a zip", force=force)
+            if journal:
+                journal.remove()
     finally:
         progress.end()
     with Archive(out) as archive:
@@ -134,6 +152,7 @@ def decompress(
     only: Collection[str] | None = None,
     *,
     force: bool = False,
+    cluster: str | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
@@ -143,7 +162,7 @@ def decompress(
     InputError where a file exists already (unless force=True), and DamageError that names what was lost, after
     everything else has been written.
     """
-    restored, lost = restore_files(path, out, only, force=force, compute=compute, progress=progress)
+    restored, lost = restore_files(path, out, only, force=force, cluster=cluster, compute=compute, progress=progress)
     if lost:
         raise DamageError(f"{path}: {report_loss(lost, len(restored) + len(lost))}")
     return restored
@@ -155,12 +174,13 @@ def restore_files(
     only: Collection[str] | None = None,
     *,
     force: bool = False,
+    cluster: str | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """As `decompress`, but it returns what was lost: (names of restored files, lost name -> reason)."""
     only, out = {only} if isinstance(only, str) else only, Path(out)
-    with Archive(path, compute) as archive:
+    with connect(cluster, compute or Compute()) as spread, opened(path, compute, spread) as archive:
         chosen = archive.manifest.select(only)
         if not force:
             for name in chosen.outputs:
@@ -172,10 +192,16 @@ def restore_files(
         return [name for name in chosen.outputs if name not in lost], lost
 
 
-def check(path: str | os.PathLike[str], *, compute: Compute | None = None, progress: Progress | None = None) -> Summary:
+def check(
+    path: str | os.PathLike[str],
+    *,
+    cluster: str | None = None,
+    compute: Compute | None = None,
+    progress: Progress | None = None,
+) -> Summary:
     """Decode everything and check every checksum, writing nothing. Raises DamageError that names what is lost."""
     start = time.monotonic()
-    with Archive(path, compute) as archive:
+    with connect(cluster, compute or Compute()) as spread, opened(path, compute, spread) as archive:
         lost: dict[str, str] = {}
         deque(decoded(archive, "testing", progress or Progress(), lost), 0)
         for file in archive.kept:
@@ -195,6 +221,7 @@ def evaluate(
     *,
     grid: Grid | None = None,
     skip_bad: bool = False,
+    cluster: str | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
 ) -> Summary:
@@ -203,7 +230,7 @@ def evaluate(
     Raises InputError where they differ, DamageError on damage.
     """
     start = time.monotonic()
-    with Archive(path, compute) as archive:
+    with connect(cluster, compute or Compute()) as spread, opened(path, compute, spread) as archive:
         kept = {f.name for f in archive.kept}
         found = find_segments(data, grid, skip_bad=skip_bad, keep_all=bool(kept), hint=SKIP_HINT)
         segments = {s.name: s for s in found.segments}
@@ -238,7 +265,7 @@ def evaluate_1x(
     """
     (place,) = places(folder)
     data = find_model(model, "--model").data
-    return protocol.evaluate(data, place, max_windows=max_windows, compute=compute or Compute())
+    return protocol.evaluate(data, place, max_windows=max_windows, compute=(compute or Compute()).checked())
 
 
 def train(
@@ -302,76 +329,3 @@ def _sort(found: Found, known: Sequence[TokenSpec], progress: Progress) -> dict[
     for segment, spec in zip(found.segments, find_specs(found.segments, maxima, known)):
         by_spec.setdefault(spec, []).append(segment)
     return by_spec
-
-
-def _write(
-    path: Path,
-    by_spec: dict[TokenSpec, list[SegmentSource]],
-    files: Sequence[File],
-    model: ModelFile | None,
-    adapt: bool,
-    group_size: int,
-    decoder: bool,
-    compute: Compute,
-    progress: Progress,
-) -> None:
-    everything = [s for segments in by_spec.values() for s in segments]
-    fits = {spec: model.data if model and model.spec == spec else None for spec in by_spec}
-    codings = [Coding(spec, kind_of(data is not None, adapt)) for spec, data in fits.items()]
-    bound = sum(s.tokens * len(spec.factors) for spec, segments in by_spec.items() for s in segments)
-    raw, first = [], 0
-    for name, parts in groupby(everything, lambda s: s.file):
-        count = sum(1 for _ in parts)
-        if name is not None:
-            raw.append(Raw(name, range(first, first + count)))
-        first += count
-    codecs = {spec: make_codec(spec, data, adapt=adapt, compute=compute) for spec, data in fits.items()}
-    sizes = {spec: min(group_size, codec.group_limit) for spec, codec in codecs.items()}
-    workers = any(c.kind.learns and len(by_spec[c.spec]) > sizes[c.spec] for c in codings)
-    progress.begin("compressing", len(everything), sum(s.tokens for s in everything))
-    try:
-        with Writer(
-            path,
-            codings,
-            model.data if model else None,
-            max_tokens=bound,
-            raw=raw,
-            files=files,
-            workers=workers,
-            decoder=decoder,
-        ) as writer:
-            for index, (spec, segments) in enumerate(by_spec.items()):
-                codec, size = codecs[spec], sizes[spec]
-                groups = [segments[i : i + size] for i in range(0, len(segments), size)]
-                step = max(compute.processes, compute.batch_size // size)
-                for i in range(0, len(groups), step):
-                    batch = groups[i : i + step]
-                    tokens = [[segment.tokens_of(spec) for segment in group] for group in batch]
-                    streams = codec.encode(tokens, lambda count: progress.advance(0, count))
-                    for group, arrays, stream in zip(batch, tokens, streams):
-                        names, dtypes = [s.name for s in group], [s.dtype for s in group]
-                        writer.add(index, names, dtypes, [s.shape for s in group], arrays, stream)
-                        progress.advance(len(group), 0)
-    finally:
-        for codec in codecs.values():
-            codec.close()
-    progress.end()
-
-
-def _verify(
-    path: Path,
-    by_spec: dict[TokenSpec, list[SegmentSource]],
-    files: Sequence[File],
-    compute: Compute,
-    progress: Progress,
-) -> None:
-    """Decode what was just written and compare all of it with its sources. Raises DamageError."""
-    sources = {s.name: s for segments in by_spec.values() for s in segments}
-    with Archive(path, compute) as archive:
-        if list(archive) != list(sources):
-            raise DamageError("verification failed: the archive's names are not those of the data; please report this")
-        for name, how in differences(archive, sources, {f.name: f for f in files}, "verifying", progress):
-            raise DamageError(
-                f"verification failed: {name} does not come back: {how}; "
-                "either the file changed meanwhile, or this is a bug: please report it"
-            )

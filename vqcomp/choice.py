@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,7 +150,7 @@ class Chooser:
 
     def _estimate(self, spec: TokenSpec, model: ModelFile | None) -> Estimate:
         segments, name, data = self.segments[spec], model.name if model else "none", model.data if model else None
-        codec = make_codec(spec, data, adapt=self.adapt, compute=replace(self.compute, jobs=1))
+        codec = make_codec(spec, data, adapt=self.adapt, compute=self.compute._replace(jobs=1))
         # From all over the data, as many segments as the adaptive codec codes together: it learns as much as it would.
         size = min(self.group_size, codec.group_limit)
         count = min(len(segments), max(size, 8))

@@ -9,13 +9,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from ..data.files import open_file
+from ..data.messages import reason
 from ..runtime import layout
 from ..runtime.compute import Compute
-from ..runtime.errors import ArchiveError, DamageError, FormatError, InputError
+from ..runtime.errors import ArchiveError, DamageError, FormatError
 from ..runtime.files import contents
 from ..runtime.manifest import Kept, Manifest, Segment
 from ..runtime.reader import Reader
@@ -37,7 +40,7 @@ def _damage(what: str) -> Iterator[None]:
     except ArchiveError:
         raise
     except _ERRORS as error:
-        raise DamageError(f"{what} is damaged: {error}") from error
+        raise DamageError(f"{what} is damaged: {reason(error)}") from error
 
 
 class Archive(Reader, Mapping[str, np.ndarray]):
@@ -50,20 +53,16 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     def __init__(self, path: str | os.PathLike[str], compute: Compute | None = None) -> None:
         self._zip: zipfile.ZipFile | None = None
         if not os.path.isdir(path):
-            try:
-                with open(path, "rb"):
-                    pass
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+            open_file(Path(path)).close()
             try:
                 self._zip = zipfile.ZipFile(path)
             except _ERRORS as error:
                 raise FormatError(
-                    f"{path}: expected a zip written by vqcomp, found another file or half of one: {error}"
+                    f"{path}: expected a zip written by vqcomp, found another file or half of one: {reason(error)}"
                 ) from error
         self._recent: tuple[int, dict[str, np.ndarray], dict[str, str]] = (-1, {}, {})
         try:
-            super().__init__(path, compute)
+            super().__init__(path, (compute or Compute()).checked())
         except BaseException:
             if self._zip:
                 self._zip.close()
@@ -112,7 +111,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     @property
     def raw_bytes(self) -> int:
         """Size of all tokens at ceil(log2 vocabulary) bits each, 10 for commaVQ, and of the files kept as they are."""
-        bits = sum(s.tokens * self.manifest.coding(s).spec.bits for s in self.segments)
+        bits = sum(s.tokens * self.manifest.coding_of(s).spec.bits for s in self.segments)
         return -(-bits // 8) + sum(f.size for f in self.kept)
 
     def contents(self, file: Kept) -> Iterator[bytes]:
@@ -155,6 +154,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
 
     def read(self, entry: str, limit: int = -1) -> bytes:
         if not self._zip:
+            self._require_regular(entry)
             return super().read(entry, limit)
         with _damage(entry), self._open(self._info(entry)) as handle:
             return handle.read(limit)
@@ -163,6 +163,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         # Read at its place in the file: zipfile checks one CRC over all streams, so that one flipped bit would take the
         # healthy ones along.
         if not self._zip:
+            self._require_regular(entry)
             return super().open_stored(entry)
         info = self._info(entry)
         if info.compress_type != zipfile.ZIP_STORED:
@@ -172,6 +173,12 @@ class Archive(Reader, Mapping[str, np.ndarray]):
             if start + info.file_size > os.path.getsize(self.path):
                 raise zipfile.BadZipFile(f"the zip ends before its {info.file_size:,} bytes do")
         return open(self.path, "rb"), start, info.file_size
+
+    def _require_regular(self, entry: str) -> None:
+        """Reading a named pipe or a device may never come to an end."""
+        path = self.path / entry
+        if os.path.lexists(path) and not path.is_file():
+            raise FormatError(f"{entry}: expected a regular file, found something else")
 
     def _data_start(self, info: zipfile.ZipInfo) -> int:
         """Where an entry's bytes begin in the zip."""

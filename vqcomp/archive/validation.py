@@ -15,11 +15,15 @@ from typing import Any
 from ..data.names import check_name
 from ..runtime.errors import DamageError, FormatError
 from ..runtime.kinds import KINDS
-from ..runtime.layout import FORMAT, MANIFEST, TOKENS_LIMIT
+from ..runtime.layout import FORMAT, MANIFEST, MODEL_LIMIT, TOKENS_LIMIT
 from ..runtime.manifest import Manifest, check_whole, from_table
 
 FACTORS_LIMIT, VOCABULARY_LIMIT = 64, 1 << 16
 """Factors of a token, and values of a factor."""
+STREAM_END, DECISIONS, SYMBOLS = 96, 16, 19
+"""A stream of s bytes has 8 s + 96 bits at most; a bit, at most so many binary orders of decisions or symbols."""
+KEPT_RATIO = 1 << 13
+"""xz makes no more bytes than this out of one."""
 
 
 def parse_untrusted(data: bytes) -> Manifest:
@@ -38,8 +42,12 @@ def parse_untrusted(data: bytes) -> Manifest:
     try:
         _check(table)
         return from_table(table)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise FormatError(f"{MANIFEST}: a field is missing or wrong: {error!r}") from error
+    except KeyError as error:
+        raise FormatError(f"{MANIFEST}: the field {error} is missing") from error
+    except ValueError as error:
+        raise FormatError(f"{MANIFEST}: {error}") from error
+    except (TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise FormatError(f"{MANIFEST}: a field holds something of another kind than it should") from error
 
 
 def _check(table: dict[str, Any]) -> None:
@@ -49,10 +57,13 @@ def _check(table: dict[str, Any]) -> None:
             _integer(spec[side], 1)
         factors = spec["factors"]
         if not 1 <= len(factors) <= FACTORS_LIMIT or not all(2 <= _integer(f) <= VOCABULARY_LIMIT for f in factors):
-            raise ValueError(f"factors {factors}")
+            raise ValueError(
+                f"expected 1 to {FACTORS_LIMIT} factors of 2 to {VOCABULARY_LIMIT}, found {str(factors)[:60]}"
+            )
         if spec["codec"] not in KINDS:
             raise FormatError(
-                f"{MANIFEST}: expected a codec among {', '.join(KINDS)}, found {spec['codec']!r}; upgrade vqcomp"
+                f"{MANIFEST}: expected a codec among {', '.join(KINDS)}, found {json.dumps(spec['codec'])[:60]}; "
+                "upgrade vqcomp"
             )
     # A list of names is no longer than the manifest: what counts them can be believed from here on.
     names = rows["name"]
@@ -72,8 +83,9 @@ def _check(table: dict[str, Any]) -> None:
             raise ValueError(f"groups of more than {len(names)} segments")
         if count > 1 and not KINDS[spec["codec"]].learns:
             raise ValueError(f"a group of the codec {spec['codec']} has one segment")
-        for _ in range(count):
-            _check_segment(spec, *next(segments)[:3])
+        tokens = sum(_check_segment(spec, *next(segments)[:3]) for _ in range(count))
+        if tokens > (8 * size + STREAM_END) << (DECISIONS if KINDS[spec["codec"]].learns else SYMBOLS):
+            raise ValueError(f"a stream of {size} bytes cannot hold {tokens} tokens")
     if left:
         raise ValueError(f"{left} segments that are in no group")
     model = table["model"]
@@ -81,19 +93,21 @@ def _check(table: dict[str, Any]) -> None:
         raise ValueError("a model goes with codecs that have a network, and only with them")
     texts = [table["vqcomp"], table["sha256"]]
     if model is not None:
-        _integer(model["bytes"], 1)
+        _integer(model["bytes"], 1, MODEL_LIMIT)
         texts.append(model["sha256"])
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"expected texts, found {texts}")
 
 
-def _check_segment(spec: dict[str, Any], name: str, dtype: Any, shape: Any) -> None:
+def _check_segment(spec: dict[str, Any], name: str, dtype: Any, shape: Any) -> int:
+    """Returns the number of tokens."""
     height, width = spec["height"], spec["width"]
     sizes = [_integer(size, 1) for size in shape]
     if sizes[1:] not in ([height, width], [height * width]) or prod(sizes) > TOKENS_LIMIT:
-        raise ValueError(f"shape {shape} of {name!r}")
+        raise ValueError(f"the shape {shape} of {name} does not fit its frames")
     if not re.fullmatch(r"[<>|][iu][1248]", dtype):
-        raise ValueError(f"dtype {dtype!r} of {name!r}")
+        raise ValueError(f"expected a dtype of integers, found {dtype} of {name}")
+    return prod(sizes)
 
 
 def _check_files(table: Any) -> list[Any]:
@@ -102,7 +116,8 @@ def _check_files(table: Any) -> list[Any]:
         return []
     for _, size, crc, stored in _rows(table, "name", "bytes", "crc32", "stored"):
         _integers(size, crc)
-        _integer(stored, 1)
+        if size > KEPT_RATIO * _integer(stored, 1):
+            raise ValueError(f"{stored} bytes of xz cannot hold {size}")
     return list(table["name"])
 
 
@@ -148,7 +163,7 @@ def _integers(*values: Any) -> None:
         _integer(value)
 
 
-def _integer(value: Any, least: int = 0) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"expected an integer of at least {least}, found {value!r}")
+def _integer(value: Any, least: int = 0, most: int = 1 << 63) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"expected an integer in {least}..{most}, found {json.dumps(value)[:60]}")
     return value

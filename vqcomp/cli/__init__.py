@@ -44,11 +44,17 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     # Asked to end, leave by an exception: temporary files are removed on the way out.
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup, and so it shall be
             signal.signal(number, terminate)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # Nothing is left to tidy up: while Python ends, an interrupt has it end at once.
+    if signal.getsignal(signal.SIGINT) == terminate:
+        if sys.stdout:
+            sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -65,12 +65,13 @@ def _add_levels(function: Function) -> Function:
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
 @click.option("--keep-all", is_flag=True, help="Keep byte for byte what is no tokens, too: files, members of shards.")
+@click.option("--resume", is_flag=True, help="Go on from OUT.partial, which an interrupted run of it left; or begin.")
 @compute_options
-@options("grid", "force", "json", "quiet", "verbose")
+@options("cluster", "grid", "force", "json", "quiet", "verbose")
 def compress(
     paths: tuple[str, ...], model: str, train: float | None, adapt: bool, level: int, group_size: int | None,
-    no_decoder: bool, no_verify: bool, skip_bad: bool, keep_all: bool, compute: Compute, grid: Grid | None, force: bool,
-    as_json: bool, quiet: bool, verbose: bool,
+    no_decoder: bool, no_verify: bool, skip_bad: bool, keep_all: bool, resume: bool, compute: Compute,
+    cluster: str | None, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Compress DATA into the zip OUT; "-" is standard output.
 
@@ -88,7 +89,7 @@ def compress(
         raise click.UsageError("a zip is not written to a terminal; redirect it, or give a name")
 
     def report(line: str) -> None:
-        if verbose or line.startswith("skipped"):
+        if verbose or line.startswith(("note", "skipped")):
             click.echo(line, err=True)
 
     with tempfile.TemporaryDirectory() if to_stdout else nullcontext("") as folder:
@@ -96,7 +97,7 @@ def compress(
         summary = api.compress(
             data, path, model=model, train=train, adapt=adapt, level=level, group_size=group_size,
             decoder=not no_decoder, grid=grid, force=force, verify=not no_verify, skip_bad=skip_bad, keep_all=keep_all,
-            compute=compute, progress=Bar(quiet), report=report,
+            resume=resume, cluster=cluster, compute=compute, progress=Bar(quiet), report=report,
         )  # fmt: skip
         if to_stdout:
             with open(path, "rb") as handle:
@@ -117,17 +118,19 @@ def compress(
 @click.option("-o", "--output", default="decompressed", show_default=True, metavar="DIR", help="Folder to write into.")
 @click.option("--only", multiple=True, metavar="NAME", help="Restore this file or segment alone (may be repeated).")
 @compute_options
-@options("force", "quiet", "verbose")
+@options("cluster", "force", "quiet", "verbose")
 def decompress(
-    archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], compute: Compute, force: bool,
-    quiet: bool, verbose: bool,
+    archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], compute: Compute, cluster: str | None,
+    force: bool, quiet: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Restore the files in ARCHIVE, or those named.
 
     ARCHIVE is a zip or the folder it was unpacked into. Where segments are damaged, the others are restored still.
     """
     chosen = {*only, *names} or None
-    restored, lost = api.restore_files(archive, output, chosen, force=force, compute=compute, progress=Bar(quiet))
+    restored, lost = api.restore_files(
+        archive, output, chosen, force=force, cluster=cluster, compute=compute, progress=Bar(quiet)
+    )
     if verbose:
         for name in restored:
             click.echo(name, err=True)
@@ -141,10 +144,10 @@ def decompress(
 @click.command()
 @click.argument("archive")
 @compute_options
-@options("json", "quiet")
-def test(archive: str, compute: Compute, as_json: bool, quiet: bool) -> None:
+@options("cluster", "json", "quiet")
+def test(archive: str, compute: Compute, cluster: str | None, as_json: bool, quiet: bool) -> None:
     """Decode all of ARCHIVE and check every checksum; write nothing."""
-    summary = api.check(archive, compute=compute, progress=Bar(quiet))
+    summary = api.check(archive, cluster=cluster, compute=compute, progress=Bar(quiet))
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     elif not quiet:
@@ -192,7 +195,7 @@ def describe(archive: Archive) -> dict[str, Any]:
     for segment in manifest.segments:
         group = manifest.groups[segment.group]
         together = sum(manifest.segments[i].tokens for i in group.segments)
-        spec, kind = manifest.coding(segment)
+        spec, kind = manifest.coding_of(segment)
         raw = segment.tokens * spec.bits / 8
         share = group.size * segment.tokens / together
         segments.append(
@@ -229,10 +232,10 @@ def describe(archive: Archive) -> dict[str, Any]:
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and compare the rest.")
 @click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
 @compute_options
-@options("grid", "json", "quiet")
+@options("cluster", "grid", "json", "quiet")
 def evaluate(
     paths: tuple[str, ...], protocol: str | None, model: str | None, skip_bad: bool, max_windows: int | None,
-    compute: Compute, grid: Grid | None, as_json: bool, quiet: bool,
+    compute: Compute, cluster: str | None, grid: Grid | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
 
@@ -241,11 +244,15 @@ def evaluate(
     if protocol:
         if len(paths) != 1 or not model:
             raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
+        if cluster:
+            raise click.UsageError("--protocol 1x runs on this machine alone, without --cluster")
         _print_scores(api.evaluate_1x(model, paths[0], max_windows=max_windows, compute=compute), as_json)
         return 0
     if len(paths) < 2:
         raise click.UsageError("Missing argument 'DATA'.")
-    summary = api.evaluate(paths[0], paths[1:], grid=grid, skip_bad=skip_bad, compute=compute, progress=Bar(quiet))
+    summary = api.evaluate(
+        paths[0], paths[1:], grid=grid, skip_bad=skip_bad, cluster=cluster, compute=compute, progress=Bar(quiet)
+    )
     click.echo(json.dumps(asdict(summary)) if as_json else f"Compression rate: {summary.rate:.4f}")
     return SKIPPED if summary.skipped else 0
 

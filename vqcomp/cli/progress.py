@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Bar(Progress):
-    """A tqdm bar on standard error: tokens, tokens/s, time left, segments and groups. Silent unless that is a terminal."""
+    """A tqdm bar on standard error: tokens, their rate, time left, segments, groups. Silent unless a terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -38,7 +38,7 @@ class Bar(Progress):
             self.done += segments
             self._show()
 
-    def groups(self, done: int, total: int) -> None:
+    def groups_done(self, done: int, total: int) -> None:
         self.counted = f"{done}/{total}"
         self._show()
 

@@ -80,7 +80,7 @@ class SegmentSource:
         low, high, checksum = 0, 0, 0
         for part in self._parts():
             low, high = min(low, int(part.min())), max(high, int(part.max()))
-            checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
         self.check_range(low, high)
         return high, checksum
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from . import rangecoder
 from .errors import DamageError
-from .rangecoder import Categorical, RangeDecoder, RangeEncoder, Uniform
 
 CONSTRICTION = "0.5.0"
 """Its version: streams are what this one writes."""
@@ -38,21 +38,23 @@ class Encoder:
     """Range encoder of one stream."""
 
     def __init__(self) -> None:
-        self._coder = constriction.queue.RangeEncoder() if constriction else RangeEncoder()
+        self._coder = _coders().RangeEncoder()
 
     def put(self, low: np.ndarray, high: np.ndarray) -> None:
         """Code symbols by their intervals [low, high), integers (n,), 1 <= low < high < 2^24."""
         # Three entries, what is left of the symbol, itself and what is right of it, give the bytes of the whole table.
         table = np.stack([low, high - low, (1 << PRECISION) - high], 1) - 1
-        self._coder.encode(np.ones(len(low), np.int32), _categorical(), table.astype(np.float32))
+        self._coder.encode(np.ones(len(low), np.int32), _models().Categorical(perfect=False), table.astype(np.float32))
 
     def put_bits(self, bits: np.ndarray, ones: np.ndarray) -> None:
         """Code bits (n,) by the probabilities of a 1, integers (n,) in 1..65535, in 2^-16."""
-        self._coder.encode(np.ascontiguousarray(bits, np.int32), _categorical(), _bit_tables(ones))
+        self._coder.encode(
+            np.ascontiguousarray(bits, np.int32), _models().Categorical(perfect=False), _bit_tables(ones)
+        )
 
     def put_uniform(self, symbols: np.ndarray, size: int) -> None:
         """Code symbols (n,) in 0..size-1, all alike."""
-        self._coder.encode(np.ascontiguousarray(symbols, np.int32), _uniform(size))
+        self._coder.encode(np.ascontiguousarray(symbols, np.int32), _models().Uniform(size))
 
     def finish(self) -> bytes:
         """The stream: little-endian 32-bit words."""
@@ -67,11 +69,11 @@ class Decoder:
         if len(data) % 4:
             raise DamageError(f"expected a stream of 32-bit words, found {len(data)} bytes; fetch the archive again")
         words = np.frombuffer(data, "<u4").astype(np.uint32)
-        self._coder = constriction.queue.RangeDecoder(words) if constriction else RangeDecoder(words)
+        self._coder = _coders().RangeDecoder(words)
 
     def get(self, table: np.ndarray) -> np.ndarray:
         """Decode one symbol by each row of frequencies less one (n, size), which sum to 2^24 - size -> int64 (n,)."""
-        return self._decode(_categorical(), table)
+        return self._decode(_models().Categorical(perfect=False), table)
 
     def get_bits(self, ones: np.ndarray) -> np.ndarray:
         """Decode bits by the probabilities of a 1, as in `put_bits` -> int64 (n,)."""
@@ -79,7 +81,7 @@ class Decoder:
 
     def get_uniform(self, size: int, n: int) -> np.ndarray:
         """Decode n symbols in 0..size-1, all alike -> int64 (n,)."""
-        return self._decode(_uniform(size), n)
+        return self._decode(_models().Uniform(size), n)
 
     def _decode(self, model: Any, table: np.ndarray | int) -> np.ndarray:
         try:
@@ -89,12 +91,12 @@ class Decoder:
         return symbols.astype(np.int64, copy=False)
 
 
-def _categorical() -> Any:
-    return constriction.model.Categorical(perfect=False) if constriction else Categorical()
+def _coders() -> Any:
+    return constriction.queue if constriction else rangecoder
 
 
-def _uniform(size: int) -> Any:
-    return constriction.model.Uniform(size) if constriction else Uniform(size)
+def _models() -> Any:
+    return constriction.model if constriction else rangecoder
 
 
 def _bit_tables(ones: np.ndarray) -> np.ndarray:

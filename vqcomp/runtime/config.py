@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,6 +12,10 @@ from .spec import TokenSpec
 
 Offset = tuple[int, int, int]
 """(dt, dy, dx): the token dt frames before the frame being predicted, dy rows down, dx columns right."""
+
+
+_LIMITS = {"blocks": 1024, "stack": 256}
+"""So that a forged config does not ask for tensors without number."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +133,13 @@ class ModelConfig:
     def check(self) -> None:
         """Raise ModelError unless every sum that the engine makes stays exact. FORMAT.md derives the bounds."""
         for name in ("height", "width", "dim", "blocks", "head_dim", "hidden", "rank", "window", "stack"):
-            if not 1 <= getattr(self, name) <= 65536:
-                raise ModelError(f"model config: {name} must be in 1..65536, found {getattr(self, name)}")
+            limit = _LIMITS.get(name, 65536)
+            if not 1 <= getattr(self, name) <= limit:
+                raise ModelError(f"model config: {name} must be in 1..{limit}, found {getattr(self, name)}")
         if self.spatial_heads < 0 or self.temporal_heads < 0 or self.heads < 1:
             raise ModelError("model config: at least one head, and no negative number of heads")
-        if not self.factors or any(not 2 <= v <= 65536 for v in self.factors):
-            raise ModelError(f"model config: factors must be in 2..65536, found {self.factors}")
+        if not 1 <= len(self.factors) <= 64 or any(not 2 <= v <= 65536 for v in self.factors):
+            raise ModelError(f"model config: expected 1 to 64 factors in 2..65536, found {str(self.factors)[:60]}")
         for name, length, limit in (
             ("dim", self.dim, WEIGHT_MAX),
             ("hidden", self.hidden, WEIGHT_MAX),
@@ -159,5 +165,5 @@ def _offset(values: Any) -> Offset:
 
 def _integer(value: Any) -> int:
     if not isinstance(value, int):
-        raise ValueError(f"expected an integer, found {value}")
+        raise ValueError(f"expected an integer, found {json.dumps(value)[:60]}")
     return value

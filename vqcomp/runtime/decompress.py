@@ -5,11 +5,15 @@ python decompress.py --help     lists the options
 VQCOMP_NO_PIP=1                 never install anything
 """
 
+import signal
 import sys
 
 # Restored files may lie beside this script and in the working folder, under any name. None may be taken for a module:
 # these folders are not searched, neither here nor in the processes that are started.
 if __name__ == "__main__":
+    # Until there is something to tidy up, an interrupt ends this at once.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
@@ -61,8 +65,8 @@ def main():
         sys.exit("error: expected Python 3.10 or newer, found " + sys.version.split()[0])
     try:
         use_runtime()
-    except (OSError, ValueError) as error:
-        print(f"error: {RUNTIME} is damaged or missing, fetch or unpack the archive again: {error}", file=sys.stderr)
+    except (OSError, ValueError):
+        print(f"error: {RUNTIME} is damaged or missing, fetch or unpack the archive again", file=sys.stderr)
         return 3
     return importlib.import_module(PACKAGE + ".launch").main(HERE)
 

@@ -94,7 +94,7 @@ class Manifest(NamedTuple):
     kept: tuple[Kept, ...] = ()
     raw: tuple[Raw, ...] = ()
 
-    def coding(self, segment: Segment) -> Coding:
+    def coding_of(self, segment: Segment) -> Coding:
         """What codes a segment."""
         return self.codings[self.groups[segment.group].coding]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .adapt import AdaptiveCodec
+from .background import Background
 from .compute import Compute
 from .engine import Engine
 from .loading import load_engine
@@ -25,7 +26,7 @@ class FramePredictor:
     """A FrameGPT that predicts one frame of all segments at a time."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.background = engine, Background()
 
     def start(self, segments: int) -> None:
         """Go to before the first frame of so many segments."""

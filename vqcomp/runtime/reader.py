@@ -17,7 +17,6 @@ from .errors import ArchiveError, DamageError, FormatError, InputError
 from .kinds import make_codec
 from .layout import MANIFEST, MODEL, STREAMS
 from .manifest import Group, Manifest, parse
-from .spec import TokenSpec
 
 ReaderType = TypeVar("ReaderType", bound="Reader")
 
@@ -91,10 +90,9 @@ class Reader:
     def _codec(self, index: int) -> Codec:
         if index not in self._codecs:
             (spec, kind), model = self.manifest.codings[index], None
-            if kind.has_network:
-                assert self.manifest.model
+            if kind.has_network and self.manifest.model:
                 size, sha256 = self.manifest.model
-                model = self.read(MODEL, size)
+                model = self.read(MODEL, size + 1)
                 if hashlib.sha256(model).hexdigest() != sha256:
                     raise DamageError(f"{MODEL} is damaged: its checksum does not match")
             self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=self.compute)
@@ -129,7 +127,9 @@ class Reader:
                         lost[segment.name] = "the tokens' checksum does not match"
                     elif segment.name in wanted:
                         whole.update(data)
-                        ids = self._spec(group).join(tokens)
+                        ids = self.manifest.codings[group.coding].spec.join(tokens)
+                        if ids.max() > np.iinfo(segment.dtype).max:
+                            raise FormatError(f"{self.path}: {segment.name}: ids do not fit {segment.dtype}")
                         yield segment.name, ids.astype(segment.dtype).reshape(segment.shape)
             found = {name: reason for name, reason in lost.items() if name in wanted}
             if damaged is not None:
@@ -141,9 +141,6 @@ class Reader:
             raise DamageError(
                 f"{self.path}: the hash of all tokens does not match, though each segment's checksum does"
             )
-
-    def _spec(self, group: Group) -> TokenSpec:
-        return self.manifest.codings[group.coding].spec
 
     def _batches(self, wanted: set[str]) -> Iterator[list[Group]]:
         """Groups that hold wanted segments, in lists of one coding and about compute.batch_size segments."""

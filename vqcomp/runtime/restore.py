@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -49,8 +49,8 @@ def restore(
             with replacing(path) as temporary, open(temporary, "xb") as handle:
                 write(handle)
         except (OSError, InputError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in _NAME_ERRORS:
+            cause: Any = error.__cause__ or error
+            if getattr(cause, "errno", None) not in _NAME_ERRORS:
                 raise
             lost[name] = f"this system cannot have a file of this name: {cause.strerror}"
             return

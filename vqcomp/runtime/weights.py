@@ -23,8 +23,8 @@ from .tables import get_symbols, partition, put_symbols
 
 MAGIC = b"VQM\x02"
 CONFIG_LIMIT = 1 << 20
-WEIGHTS_LIMIT = 1 << 30
-"""Readers refuse larger configs (bytes) and models (weights)."""
+WEIGHTS_LIMIT, FEW_WEIGHTS, WEIGHTS_PER_BYTE = 1 << 30, 1 << 20, 64
+"""Readers refuse larger configs (bytes) and models (weights), and more weights than a file of its length may hold."""
 
 SPREADS = 12
 """Contexts of codes, and values of what is told of a row."""
@@ -134,8 +134,9 @@ def read_config(data: bytes) -> tuple[ModelConfig, int, int]:
 def read_model(data: bytes) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np.ndarray]], int]:
     """.vqm bytes -> (config, tensors, self-test). Raises ModelError or DamageError."""
     config, check, start = read_config(data)
-    if config.parameters() > WEIGHTS_LIMIT:
-        raise ModelError(f"model: {config.parameters()} weights are more than the limit of {WEIGHTS_LIMIT}")
+    limit = min(WEIGHTS_LIMIT, FEW_WEIGHTS + WEIGHTS_PER_BYTE * len(data))
+    if config.parameters() > limit:
+        raise ModelError(f"model: {config.parameters()} weights are over the limit of {limit} for {len(data)} bytes")
     decoder = Decoder(data[start:-4])
     coder = WeightCoder(lambda symbols, bounds: get_symbols(decoder, bounds))
     tensors = {}

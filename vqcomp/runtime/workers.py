@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -38,15 +38,25 @@ class Workers(Codec):
 
     def __init__(self, codec: Codec, make: Callable[[Compute], Codec], compute: Compute) -> None:
         """codec: one like those that `make` makes in the processes, for a group by itself. `make` is pickled."""
-        self.group_size, self.group_limit = codec.group_size, codec.group_limit
         self._codec, self._jobs = codec, compute.processes
         threads = compute.threads or max(1, cpus() // self._jobs)
-        self._start = partial(make, replace(compute, threads=threads, jobs=1))
+        self._start = partial(make, compute._replace(threads=threads, jobs=1))
         self._pool: ProcessPoolExecutor | None = None
+
+    @property
+    def group_size(self) -> int:
+        return self._codec.group_size
+
+    @property
+    def group_limit(self) -> int:
+        return self._codec.group_limit
 
     def close(self) -> None:
         """End the processes, whatever they do."""
         if self._pool:
+            # Those that have only been started could not find what this process has taken down meanwhile.
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
             self._pool.shutdown(wait=False, cancel_futures=True)
             for end in (self._life, *self._reports):
                 end.close()
@@ -100,7 +110,7 @@ class _Process(SpawnProcess):
 
     @staticmethod
     def _Popen(process: BaseProcess) -> Any:
-        with _hidden_main():
+        with _hidden_main(), _no_interrupts():
             return SpawnProcess._Popen(process)  # type: ignore[attr-defined, unused-ignore]
 
 
@@ -120,6 +130,20 @@ def _hidden_main() -> Iterator[None]:
         yield
     finally:
         vars(main).update({name: before[name] for name in ("__spec__", "__file__") if name in before})
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Within it, Ctrl-C waits; processes that are started do not see it at all, from their first instruction on."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # else it would be started within, and let interrupts in
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_archive() -> bool:
