@@ -303,7 +303,7 @@ def test_lpips_needs_its_package_and_images_of_one_shape(monkeypatch):
     with pytest.raises(InputError, match="of one shape"):
         distance(black, white[:3])
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(DependencyError, match=r"vqcomp\[video\]"):
+    with pytest.raises(DependencyError, match=r"vqcomp\[lpips\]"):
         perceptual.load_lpips()
 
 

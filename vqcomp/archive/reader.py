@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +17,9 @@ import numpy as np
 from ..data.files import open_file
 from ..data.messages import reason
 from ..runtime import layout
+from ..runtime.codec import Advance
 from ..runtime.compute import Compute
-from ..runtime.errors import ArchiveError, DamageError, FormatError
+from ..runtime.errors import ArchiveError, DamageError, FormatError, InputError
 from ..runtime.files import contents
 from ..runtime.manifest import Kept, Manifest, Segment
 from ..runtime.reader import Reader
@@ -149,6 +150,31 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     def check_stream(self, group: int) -> None:
         """Raise DamageError if the bytes of a group's stream are not those that were written."""
         self._stream(self.manifest.groups[group])
+
+    def decode(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        damaged: dict[str, str] | None = None,
+        advance: Advance | None = None,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """As Reader.decode. Raises InputError on an unknown name, FormatError for ids that do not fit their dtype."""
+        names = None if names is None else list(names)
+        for name in names or ():
+            if name not in self._segments:
+                raise InputError(f"{self.path}: no segment {name} inside; `vqcomp list` shows the names")
+        yield from super().decode(names, damaged=damaged, advance=advance)
+
+    def _array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
+        if ids.max() > np.iinfo(segment.dtype).max:
+            raise FormatError(f"{self.path}: {segment.name}: its dtype {segment.dtype} is too small for its ids")
+        return super()._array(segment, ids)
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        # Forked processes share the place in an open file: they must not seek.
+        if hasattr(os, "pread"):
+            return os.pread(self._streams.fileno(), size, start)
+        return super()._read_at(start, size)
 
     def read_manifest(self) -> Manifest:
         data = self.read(layout.MANIFEST, layout.MANIFEST_LIMIT + 1)

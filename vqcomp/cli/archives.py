@@ -76,8 +76,8 @@ def compress(
     """Compress DATA into the zip OUT; "-" is standard output.
 
     DATA is a .npy file, a shard of commaVQ (.tar.gz, or an older .zip), a folder of these, a folder of 1X's world-model
-    data, an archive of vqcomp's, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are (T, H, W) or (T, H*W),
-    of integers in 0..65535. The zip holds all that it takes to restore them.
+    data, an archive of vqcomp's, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are
+    (T, H, W) or (T, H*W), of integers in 0..65535. The zip holds all that it takes to restore them.
     """
 
     if len(paths) < 2:
