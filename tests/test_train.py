@@ -424,7 +424,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, mon
         def refuse(path, mode):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-        monkeypatch.setattr("vqcomp.training.outputs.open", refuse, raising=False)
+        monkeypatch.setattr("vqcomp.data.outputs.open", refuse, raising=False)
     before = files_in(tmp_path)
     with pytest.raises(InputError, match=message):
         check_outputs(tmp_path / out)

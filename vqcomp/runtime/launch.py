@@ -31,7 +31,7 @@ def main(here: str) -> int:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not (has_numpy() or install_numpy()):
-            print(f'error: NumPy is missing; install it: "{sys.executable}" -m pip install "{NUMPY}"', file=sys.stderr)
+            print(f'error: NumPy is missing: "{sys.executable}" -m pip install "{NUMPY}"', file=sys.stderr)
             return 1
         from .coder import CONSTRICTION, constriction
         from .main import restore_here
