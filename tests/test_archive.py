@@ -387,7 +387,7 @@ def test_other_files_are_no_archives(tmp_path, content):
 
 
 def test_other_zips_folders_and_missing_files_are_no_archives(tmp_path):
-    with pytest.raises(InputError, match=r"there is no such file or folder"):
+    with pytest.raises(InputError, match=r"missing: there is no such file"):
         vqcomp.open(tmp_path / "missing")
     with pytest.raises(FormatError, match=r"no vqcomp/manifest\.json inside"):
         vqcomp.open(tmp_path)

@@ -343,7 +343,7 @@ def compress_error(*arguments):
         (compress_error("negative.npy", "x.zip"), 1, "negative.npy: expected ids in 0..65535, found -1"),
         (["compress", "data", "x.zip", "--model", "nothing"], 1, "no model nothing"),
         (["compress", "data", "x.zip", "--model", "floats.npy"], 1, "not a vqcomp model"),
-        (["decompress", "missing.zip"], 1, "there is no such file or folder"),
+        (["decompress", "missing.zip"], 1, "missing.zip: missing: there is no such file"),
         (["decompress", "floats.npy"], 3, "floats.npy: expected a zip written by vqcomp"),
         (["decompress", "data"], 3, "no vqcomp/manifest.json inside"),
         (["decompress", "out.zip", "-o", "data"], 1, "a.npy: exists already; -f overwrites it"),

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 import zlib
 from contextlib import suppress
@@ -19,7 +20,7 @@ import pytest
 from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
-from vqcomp import ArchiveError, FormatError, ModelError
+from vqcomp import ArchiveError, FormatError, InputError, ModelError
 from vqcomp.cli import run
 from vqcomp.runtime import layout, weights
 from vqcomp.runtime.compute import Compute
@@ -82,6 +83,30 @@ def test_a_directory_that_lies_is_damage(archive, tmp_path, field, value):
     assert run(["test", str(tmp_path / "x.zip"), "--device", "numpy", "-q"]) in (0, 3)
 
 
+def test_a_forged_length_of_deflated_data_takes_no_memory(archive, tmp_path):
+    data = bytearray(archive.read_bytes())
+    at = data.index(b"PK\1\2")  # of decompress.py
+    struct.pack_into("<I", data, at + 20, 0xFFFFFFF0)
+    (tmp_path / "x.zip").write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(ArchiveError):
+        vqcomp.check(tmp_path / "x.zip", compute=NUMPY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300 << 20  # the tables of the codec are most of it
+
+
+def test_a_zip_with_a_member_of_no_name_is_read_or_refused_in_words(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
+        opened.writestr("a.npy", b"x")
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    at = data.index(b"PK\1\2")
+    struct.pack_into("<HH", data, at + 28, 0, 5)  # its name becomes an extra field
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(InputError):
+        vqcomp.compress(tmp_path / "x.zip", tmp_path / "out.zip", model="none", compute=NUMPY)
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_entries_packed_by_other_programs_and_then_damaged_are_called_damaged(archive, tmp_path, method):
     parts = entries(archive)
@@ -118,8 +143,10 @@ def _frames(table, frames):
         lambda t: t.pop("format"),
         lambda t: t["segments"].update(name=[None] * 10),
     ],
-    ids=["count", "equals", "factors", "frames", "many", "file", "stream", "model", "kind", "text", "gone", "old",
-         "none"],
+    ids=[
+        "count", "equals", "factors", "frames", "many", "file", "stream", "model", "kind", "text", "gone", "old",
+        "none",
+    ],
 )  # fmt: skip
 def test_a_forged_manifest_is_refused_when_it_is_read_in_words(archive, tmp_path, edit):
     with pytest.raises(FormatError) as error:
@@ -145,7 +172,7 @@ def test_tokens_are_never_squeezed_into_a_type_that_is_too_small(archive, tmp_pa
     wide = {"w": np.full((2, 3, 4), 300, "<i2")}
     vqcomp.compress(wide, tmp_path / "w.zip", model="none", compute=NUMPY)
     path = forged(tmp_path / "w.zip", tmp_path / "x.zip", lambda t: t["segments"].update(dtype=["|u1"]))
-    with vqcomp.open(path, NUMPY) as opened, pytest.raises(FormatError, match="too small"):
+    with vqcomp.open(path, NUMPY) as opened, pytest.raises(FormatError, match="do not fit"):
         dict(opened.decode())
 
 
@@ -191,8 +218,10 @@ def test_a_link_to_itself_is_one_bad_file_among_good_ones(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change",
     [
-        {"stack": 65536}, {"blocks": 65536}, {"factors": [2] * 100_000}, {"dim": 2000, "hidden": 2000, "blocks": 1000},
-        {"dim": None}, {"dim": "@"}, {"copies": [[1, 0, "@"]]}, {"flags": 7}, {"window": True, "rank": -1},
+        {"stack": 65536}, {"blocks": 65536}, {"factors": [2] * 100_000},
+        {"dim": 2000, "hidden": 2000, "blocks": 1000},
+        {"dim": None}, {"height": True}, {"dim": "@"}, {"copies": [[1, 0, "@"]]}, {"flags": 7},
+        {"window": True, "rank": -1},
     ],
     ids=str,
 )  # fmt: skip

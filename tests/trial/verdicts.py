@@ -66,7 +66,7 @@ def of_command(code: int, errors: str) -> Outcome | None:
     if "Traceback" in errors or "Exception ignored" in errors:
         last = errors.strip().splitlines()[-1]
         return Outcome(Verdict.TRACEBACK, f"exit code {code}: {last[:160]}")
-    if code == 0:
+    if code == 0 or (code == 4 and "skipped" in errors):
         return None
     lines = [line for line in errors.splitlines() if line.lower().startswith("error:")]
     if code not in (1, 2, 3) or len(lines) != 1:

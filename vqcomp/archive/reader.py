@@ -141,10 +141,14 @@ class Archive(Reader, Mapping[str, np.ndarray]):
                         pass
                 if info.compress_type == zipfile.ZIP_DEFLATED:
                     # zipfile stops at the last byte; other programs also want to see the end of the deflated data.
-                    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+                    inflate, left = zlib.decompressobj(-zlib.MAX_WBITS), info.compress_size
                     self._streams.seek(self._data_start(info))
-                    inflate.decompress(self._streams.read(info.compress_size))
-                    if not inflate.eof or inflate.unused_data:
+                    while left and not inflate.eof and (data := self._streams.read(min(left, 1 << 16))):
+                        left -= len(data)
+                        while data and not inflate.eof:
+                            inflate.decompress(data, 1 << 20)
+                            data = inflate.unconsumed_tail
+                    if not inflate.eof or inflate.unused_data or left:
                         raise zipfile.BadZipFile("the deflated data do not end where they should")
 
     def check_stream(self, group: int) -> None:

@@ -177,6 +177,6 @@ def _offset(values: Any) -> Offset:
 
 
 def _integer(value: Any) -> int:
-    if not isinstance(value, int):
+    if type(value) is not int:
         raise ValueError(f"expected an integer, found {json.dumps(value)[:60]}")
     return value
