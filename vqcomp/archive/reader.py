@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +17,9 @@ import numpy as np
 from ..data.files import open_file
 from ..data.messages import reason
 from ..runtime import layout
+from ..runtime.codec import Advance
 from ..runtime.compute import Compute
-from ..runtime.errors import ArchiveError, DamageError, FormatError
+from ..runtime.errors import ArchiveError, DamageError, FormatError, InputError
 from ..runtime.files import contents
 from ..runtime.manifest import Kept, Manifest, Segment
 from ..runtime.reader import Reader
@@ -67,6 +68,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
             if self._zip:
                 self._zip.close()
             raise
+        self._segments = {s.name: s for s in self.manifest.segments}
 
     def close(self) -> None:
         super().close()
@@ -126,6 +128,33 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         entries = {name: (self.path / name).stat().st_size for name in layout.ENTRIES if (self.path / name).exists()}
         return {**entries, "total": sum(entries.values())}
 
+    def decode(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        damaged: dict[str, str] | None = None,
+        advance: Advance | None = None,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, array) in the archive's order, of the named segments or of all: see `decode_segments`.
+
+        Without `damaged`, a damaged segment raises DamageError. Raises InputError on an unknown name.
+        """
+        wanted = self._segments.keys() if names is None else set(names)
+        for name in sorted(wanted - self._segments.keys()):
+            raise InputError(f"{self.path}: no segment {name!r} inside; `vqcomp list` shows the names")
+        lost: dict[str, str] = {} if damaged is None else damaged
+        for item in self.decode_segments(wanted, lost, advance):
+            if damaged is None:
+                self._require_whole(lost)
+            yield item
+        if damaged is None:
+            self._require_whole(lost)
+
+    def _require_whole(self, lost: dict[str, str]) -> None:
+        if lost:
+            reasons = "; ".join(f"segment {name!r}: {reason}" for name, reason in lost.items())
+            raise DamageError(f"{self.path}: {reasons}")
+
     def check_entries(self) -> None:
         """Check every entry, the decoder too, against the zip's own CRC, or bzip2's in a folder. Raises DamageError."""
         if not self._zip:
@@ -162,6 +191,11 @@ class Archive(Reader, Mapping[str, np.ndarray]):
             return super().read(entry, limit)
         with _damage(entry), self._open(self._info(entry)) as handle:
             return handle.read(limit)
+
+    def to_array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
+        if ids.max() > np.iinfo(segment.dtype).max:
+            raise FormatError(f"{self.path}: {segment.name}: ids do not fit {segment.dtype}")
+        return super().to_array(segment, ids)
 
     def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
         # Read at its place in the file: zipfile checks one CRC over all streams, so that one flipped bit would take the

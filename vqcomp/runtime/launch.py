@@ -21,18 +21,16 @@ NUMPY = "numpy==2.2.6" if sys.version_info < (3, 14) else "numpy<3"
 
 
 def main(here: str) -> int:
-    """Restore the archive unpacked at `here` into $OUTPUT_DIR; returns the exit code."""
+    """Restore the archive unpacked at `here` into $OUTPUT_DIR; returns the exit code, or exits with a message."""
     options = read_options()
     if sys.maxsize < 1 << 32:  # NumPy's indices are of 32 bits there, too narrow for those of the tables
-        print("error: expected a 64-bit Python, found one of 32 bits; run this with another one", file=sys.stderr)
-        return 1
+        sys.exit("error: expected a 64-bit Python, found one of 32 bits; run this with another one")
     try:
         # Many small products: threads that wait for each other cost more than they save.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not (has_numpy() or install_numpy()):
-            print(f'error: NumPy is missing; install it: "{sys.executable}" -m pip install "{NUMPY}"', file=sys.stderr)
-            return 1
+            sys.exit(f'error: NumPy is missing; install it: "{sys.executable}" -m pip install "{NUMPY}"')
         from .coder import CONSTRICTION, constriction
         from .main import restore_here
 
@@ -88,8 +86,8 @@ def install_numpy() -> bool:
     folder = tempfile.mkdtemp(prefix="vqcomp-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # -I: pip runs no module of the working folder. No builds: they would run what a stranger's package says.
-    command = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--target", folder, NUMPY]
+    pip = "-I -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target"
+    command = [sys.executable, *pip.split(), folder, NUMPY]
     print("installing", NUMPY, "into", folder, file=sys.stderr)
     subprocess.run(command, check=False, stdout=sys.stderr, env={**os.environ, "PIP_USER": "0"})
     sys.path.insert(0, folder)
