@@ -343,7 +343,7 @@ def compress_error(*arguments):
         (compress_error("negative.npy", "x.zip"), 1, "negative.npy: expected ids in 0..65535, found -1"),
         (["compress", "data", "x.zip", "--model", "nothing"], 1, "no model nothing"),
         (["compress", "data", "x.zip", "--model", "floats.npy"], 1, "not a vqcomp model"),
-        (["decompress", "missing.zip"], 1, "missing.zip: cannot be read"),
+        (["decompress", "missing.zip"], 1, "there is no such file or folder"),
         (["decompress", "floats.npy"], 3, "floats.npy: expected a zip written by vqcomp"),
         (["decompress", "data"], 3, "no vqcomp/manifest.json inside"),
         (["decompress", "out.zip", "-o", "data"], 1, "a.npy: exists already; -f overwrites it"),
@@ -430,7 +430,7 @@ def test_a_link_that_leads_out_of_the_output_folder_is_not_followed(zipped, caps
     (zipped / "decompressed").mkdir()
     (zipped / "decompressed/b").symlink_to(zipped / "elsewhere")
     assert run(["decompress", "out.zip"]) == 3
-    assert "a link leads out of" in capsys.readouterr().err
+    assert "leads out of decompressed" in capsys.readouterr().err
     assert files_in(zipped / "elsewhere") == set()
     assert files_in(zipped / "decompressed") == set()
 

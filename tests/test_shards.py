@@ -477,7 +477,7 @@ def test_a_file_name_that_is_no_string_is_shown_as_json_has_it(tmp_path_factory,
 
 def test_what_holds_no_tokens_is_refused_by_itself(tmp_path):
     path = write_shard(tmp_path / "a.tar.gz", [("readme.txt", b"none here")])
-    with pytest.raises(InputError, match=r"a\.tar\.gz: expected .*found neither"):
+    with pytest.raises(InputError, match=r"a\.tar\.gz: expected .*found none"):
         find_segments(path)
 
 

@@ -118,7 +118,7 @@ def _frames(table, frames):
         lambda t: t.pop("format"),
         lambda t: t["segments"].update(name=[None] * 10),
     ],
-    ids="count equals factors frames many file stream model kind text gone format none".split(),
+    ids=["count", "equals", "factors", "frames", "many", "file", "stream", "model", "kind", "text", "gone", "old", "none"],
 )  # fmt: skip
 def test_a_forged_manifest_is_refused_when_it_is_read_in_words(archive, tmp_path, edit):
     with pytest.raises(FormatError) as error:

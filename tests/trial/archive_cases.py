@@ -92,7 +92,7 @@ def command(random: Random, path: Path, whole: Specimen) -> Outcome:
     if arguments[0] != "list":
         arguments += ["--device", "numpy", "-T", "1", "-j", "1"] + ["-q"] * (arguments[0] != "evaluate")
     code, _, errors = call(arguments)
-    found = {n: d for n, d in contents(out).items()}
+    found = contents(out)
     failed = verdicts.of_command(code, errors)
     if arguments[0] == "decompress":
         lost = {n: "said" for n in whole.files if n not in found} if failed else {}
@@ -192,10 +192,7 @@ def manifests(random: Random, folder: Path, specimens: list[Specimen]) -> Outcom
     whole = random.choice(specimens)
     table = json.loads(whole.entries[layout.MANIFEST])
     del table["check"]
-    if random.random() < 0.35:
-        table = _aimed(random, table)
-    else:
-        table = damage.forge(random, table)
+    table = _aimed(random, table) if random.random() < 0.35 else damage.forge(random, table)
     manifest = damage.seal(table, damage.literal) if isinstance(table, dict) else json.dumps(table).encode()
     return _forged(random, folder, whole, manifest)
 
@@ -285,20 +282,20 @@ def _open_forged(random: Random, path: Path, whole: Specimen) -> Outcome:
         out.mkdir(parents=True)
         try:
             _, lost = api.restore_files(path, out, compute=COMPUTE)
-        finally:
-            outside = [n for n in files_in(path.parent / "inner") if not n.startswith("out/")]
-            if outside:
-                return Outcome(Verdict.SILENT, f"written outside of the folder: {outside[0]!r}")
+        except vqcomp.VqcompError as error:
+            lost = {"all": str(error)}
+        if outside := [n for n in files_in(path.parent / "inner") if not n.startswith("out/")]:
+            return Outcome(Verdict.SILENT, f"written outside of the folder: {outside[0]!r}")
         return verdicts.of_message(next(iter(lost.values())), "reason of a loss") if lost else EXACT
     lost = {}
     with vqcomp.open(path, COMPUTE) as archive:
         found = dict(archive.decode(damaged=lost))
         pieces = {file.name: _contents(archive, file, lost) for file in archive.kept}
     true = {tuple(a.reshape(-1).tolist()) for a in whole.arrays.values()}
-    for name, array in found.items():
+    for array in found.values():
         if tuple(array.reshape(-1).tolist()) not in true:
             return Outcome(Verdict.SILENT, "values came back that were never there")
-    for name, data in pieces.items():
+    for data in pieces.values():
         if data is not None and data not in whole.kept.values():
             return Outcome(Verdict.SILENT, "a file came back that was never there")
     return verdicts.of_message(next(iter(lost.values())), "reason of a loss") if lost else EXACT

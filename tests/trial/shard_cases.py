@@ -159,7 +159,7 @@ def arrays(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
 
 
 def _compress(random: Random, folder: Path, data: Path, expected: dict[str, np.ndarray], exact: bool) -> Outcome:
-    """Compress by the command; what comes back must be some of `expected`, and what is not there must have been named."""
+    """Compress by the command; what comes back must be some of `expected`, what is not there must have been named."""
     out, skip, keep = folder / "out.zip", random.random() < 0.5, random.random() < 0.3
     arguments = [
         "compress",

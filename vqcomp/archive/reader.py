@@ -137,11 +137,12 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (name, array) in the archive's order, of the named segments or of all: see `decode_segments`.
 
-        Without `damaged`, a damaged segment raises DamageError. Raises InputError on an unknown name.
+        Without `damaged`, a damaged segment raises DamageError. Raises InputError on an unknown name, FormatError for
+        ids that do not fit their dtype.
         """
         wanted = self._segments.keys() if names is None else set(names)
         for name in sorted(wanted - self._segments.keys()):
-            raise InputError(f"{self.path}: no segment {name!r} inside; `vqcomp list` shows the names")
+            raise InputError(f"{self.path}: no segment {name} inside; `vqcomp list` shows the names")
         lost: dict[str, str] = {} if damaged is None else damaged
         for item in self.decode_segments(wanted, lost, advance):
             if damaged is None:
@@ -179,6 +180,17 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         """Raise DamageError if the bytes of a group's stream are not those that were written."""
         self._stream(self.manifest.groups[group])
 
+    def _array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
+        if ids.max() > np.iinfo(segment.dtype).max:
+            raise FormatError(f"{self.path}: {segment.name}: its dtype {segment.dtype} is too small for its ids")
+        return super()._array(segment, ids)
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        # Forked processes share the place in an open file: they must not seek.
+        if hasattr(os, "pread"):
+            return os.pread(self._streams.fileno(), size, start)
+        return super()._read_at(start, size)
+
     def read_manifest(self) -> Manifest:
         data = self.read(layout.MANIFEST, layout.MANIFEST_LIMIT + 1)
         if len(data) > layout.MANIFEST_LIMIT:
@@ -191,11 +203,6 @@ class Archive(Reader, Mapping[str, np.ndarray]):
             return super().read(entry, limit)
         with _damage(entry), self._open(self._info(entry)) as handle:
             return handle.read(limit)
-
-    def to_array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
-        if ids.max() > np.iinfo(segment.dtype).max:
-            raise FormatError(f"{self.path}: {segment.name}: ids do not fit {segment.dtype}")
-        return super().to_array(segment, ids)
 
     def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
         # Read at its place in the file: zipfile checks one CRC over all streams, so that one flipped bit would take the

@@ -5,18 +5,19 @@ python decompress.py --help     lists the options
 VQCOMP_NO_PIP=1                 never install anything
 """
 
-import signal
 import sys
 
 # Restored files may lie beside this script and in the working folder, under any name. None may be taken for a module:
 # these folders are not searched, neither here nor in the processes that are started.
 if __name__ == "__main__":
-    # Until there is something to tidy up, an interrupt ends this at once.
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
+    import signal
+
+    # Until there is something to tidy up, an interrupt ends this at once.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     os.environ["PYTHONSAFEPATH"] = "1"
     if sys.version_info < (3, 11):  # which does not know it

@@ -36,7 +36,7 @@ def main(here: str) -> int:
 
         if not constriction:
             print(
-                f"note: constriction {CONSTRICTION} is not here; without it, decoding takes a little longer",
+                f"note: constriction {CONSTRICTION} is not here: decoding takes a little longer",
                 file=sys.stderr,
             )
         return restore_here(here, options)
@@ -48,15 +48,14 @@ def main(here: str) -> int:
 def read_options() -> dict[str, Any]:
     """The options that were given, by their names."""
     parser = argparse.ArgumentParser(
-        prog="decompress.py",
         description="Restore the files in this archive into $OUTPUT_DIR.",
         argument_default=argparse.SUPPRESS,  # compute.py has the defaults
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="restore these alone")
     parser.add_argument("--device", help="auto, numpy, cpu, cuda or cuda:N")
-    parser.add_argument("--batch-size", type=positive, help="segments computed together")
+    parser.add_argument("--batch-size", type=positive, help="segments at a time")
     parser.add_argument("-T", "--threads", type=positive, help="threads of a process")
-    parser.add_argument("-j", "--jobs", type=positive, help="processes (default: half the CPUs)")
+    parser.add_argument("-j", "--jobs", type=positive, help="processes")
     return vars(parser.parse_args())
 
 

@@ -79,13 +79,17 @@ class Reader:
             raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
         return handle, 0, os.fstat(handle.fileno()).st_size
 
-    def to_array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
-        """Of ids (T, S), the array that the segment was."""
+    def _read_at(self, start: int, size: int) -> bytes:
+        """Bytes of the file that holds the streams."""
+        self._streams.seek(start)
+        return self._streams.read(size)
+
+    def _array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
+        """A segment as it was, of its ids (T, S)."""
         return ids.astype(segment.dtype).reshape(segment.shape)
 
     def _stream(self, group: Group) -> bytes:
-        self._streams.seek(self._start + group.offset)
-        data = self._streams.read(group.size)
+        data = self._read_at(self._start + group.offset, group.size)
         if len(data) != group.size or zlib.crc32(data) != group.crc32:
             raise DamageError("its stream's checksum does not match")
         return data
@@ -124,12 +128,10 @@ class Reader:
                     elif segment.name in wanted:
                         whole.update(data)
                         ids = self.manifest.codings[group.coding].spec.join(tokens)
-                        yield segment.name, self.to_array(segment, ids)
+                        yield segment.name, self._array(segment, ids)
             damaged.update({name: reason for name, reason in lost.items() if name in wanted})
         if len(wanted) == len(self.manifest.segments) and not lost and whole.hexdigest() != self.manifest.sha256:
-            raise DamageError(
-                f"{self.path}: the hash of all tokens does not match, though each segment's checksum does"
-            )
+            raise DamageError(f"{self.path}: the hash of all tokens does not match")
 
     def _batches(self, wanted: set[str]) -> Iterator[list[Group]]:
         """Groups that hold wanted segments, in lists of one coding and about compute.batch_size segments."""
