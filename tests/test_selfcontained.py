@@ -289,7 +289,11 @@ def test_without_numpy_it_is_an_error_with_the_command_where_pip_is_forbidden(un
 
 def test_help_and_wrong_options_need_nothing_and_install_nothing(unpacked, tmp_path):
     folder, _ = unpacked("adaptive")
-    for arguments, code, found in (["--help"], 0, "OUTPUT_DIR"), (["--nonsense"], 2, "--nonsense"):
+    for arguments, code, found in (
+        (["--help"], 0, "OUTPUT_DIR"),
+        (["--nonsense"], 2, "--nonsense"),
+        (["-j", "0"], 2, "positive"),
+    ):
         done = run(folder, tmp_path, *arguments, without=["numpy", "constriction", "torch"], VQCOMP_NO_PIP="0")
         assert done.returncode == code
         assert found in done.stdout + done.stderr

@@ -68,6 +68,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
             if self._zip:
                 self._zip.close()
             raise
+        self._segments = {s.name: s for s in self.manifest.segments}
 
     def close(self) -> None:
         super().close()
@@ -127,6 +128,34 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         entries = {name: (self.path / name).stat().st_size for name in layout.ENTRIES if (self.path / name).exists()}
         return {**entries, "total": sum(entries.values())}
 
+    def decode(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        damaged: dict[str, str] | None = None,
+        advance: Advance | None = None,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, array) in the archive's order, of the named segments or of all: see `decode_segments`.
+
+        Without `damaged`, a damaged segment raises DamageError. Raises InputError on an unknown name, FormatError for
+        ids that do not fit their dtype.
+        """
+        wanted = self._segments.keys() if names is None else set(names)
+        for name in sorted(wanted - self._segments.keys()):
+            raise InputError(f"{self.path}: no segment {name} inside; `vqcomp list` shows the names")
+        lost: dict[str, str] = {} if damaged is None else damaged
+        for item in self.decode_segments(wanted, lost, advance):
+            if damaged is None:
+                self._require_whole(lost)
+            yield item
+        if damaged is None:
+            self._require_whole(lost)
+
+    def _require_whole(self, lost: dict[str, str]) -> None:
+        if lost:
+            reasons = "; ".join(f"segment {name!r}: {reason}" for name, reason in lost.items())
+            raise DamageError(f"{self.path}: {reasons}")
+
     def check_entries(self) -> None:
         """Check every entry, the decoder too, against the zip's own CRC, or bzip2's in a folder. Raises DamageError."""
         if not self._zip:
@@ -154,20 +183,6 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     def check_stream(self, group: int) -> None:
         """Raise DamageError if the bytes of a group's stream are not those that were written."""
         self._stream(self.manifest.groups[group])
-
-    def decode(
-        self,
-        names: Iterable[str] | None = None,
-        *,
-        damaged: dict[str, str] | None = None,
-        advance: Advance | None = None,
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """As Reader.decode. Raises InputError on an unknown name, FormatError for ids that do not fit their dtype."""
-        names = None if names is None else list(names)
-        for name in names or ():
-            if name not in self._segments:
-                raise InputError(f"{self.path}: no segment {name} inside; `vqcomp list` shows the names")
-        yield from super().decode(names, damaged=damaged, advance=advance)
 
     def _array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
         if ids.max() > np.iinfo(segment.dtype).max:
