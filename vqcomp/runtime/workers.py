@@ -58,7 +58,8 @@ class Workers(Codec):
             # Those that have only been started could not find what this process has taken down meanwhile.
             for process in self._started:
                 process.kill()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            # Waits for the pool's own thread alone: while Python ends, it must not be found closing its pipe.
+            self._pool.shutdown(cancel_futures=True)
             for end in (self._life, *self._reports):
                 end.close()
             self._pool = None
