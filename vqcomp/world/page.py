@@ -104,14 +104,14 @@ def _over_time(report: Report, found: Sequence[Moment]) -> str:
     chosen = list(dict.fromkeys([*(m.part for m in found), *range(len(parts))]))[:CHARTS_MAX]
     # The first frame, which nothing predicts, would flatten all others.
     top = (
-        max(float(np.quantile(parts[i].by_frame[1:], 0.999)) if len(parts[i].bits) > 1 else 1.0 for i in chosen) * 1.08
+        max(float(np.quantile(parts[i].by_frame[1:], 0.999)) if len(parts[i].bits) > 1 else 1.0 for i in chosen) * 1.25
     )
     charts = []
     for i in sorted(chosen):
         part, bits = parts[i], parts[i].by_frame
         dots = [(m.frame, m.bits, str(n), f"#moment-{n}") for n, m in enumerate(found, 1) if m.part == i]
         lines = [("faint", list(enumerate(bits))), ("main", list(enumerate(_smooth(bits))))]
-        ticks = [(t, _clock(part, t)) for t in _ticks(0, max(len(bits) - 1, 1), 6)]
+        ticks = [(t, _clock(part, t).removesuffix(".0")) for t in _ticks(0, max(len(bits) - 1, 1), 6)]
         chart = _chart(lines, ticks, 0, top, dots)
         charts.append(f"<h3>{escape(part.name)} <span>{bits.mean():.3f} bits/token</span></h3>{chart}")
     left = len(parts) - len(chosen)
@@ -341,8 +341,7 @@ def _clock(part: Part, frame: float) -> str:
     if part.fps is None:
         return f"{frame:,.0f}"
     seconds = frame / part.fps
-    text = f"{seconds % 60:04.1f}" if seconds % 1 else f"{seconds % 60:02.0f}"
-    return f"{int(seconds // 60)}:{text}"
+    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
 
 
 def _offset(part: Part, frames: int) -> str:
