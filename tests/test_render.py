@@ -95,7 +95,7 @@ def test_onnx_and_pytorch_draw_the_same(decoder, tmp_path):
     assert np.abs(onnx.decode(ids(5)).astype(int) - loaded.decode(ids(5))).max() <= 1
     with pytest.raises(InputError, match="codebook"):
         onnx.decode(ids() + checkpoints.VOCABULARY)
-    with pytest.raises(InputError, match="0..1023"):
+    with pytest.raises(InputError, match="ids in 0"):
         onnx.decode(ids() + 2000)
     with pytest.raises(InputError, match="8 x 16"):
         onnx.decode(ids(1, grid=(16, 16)))
@@ -344,7 +344,7 @@ def test_no_h264_encoder_is_said(tmp_path, monkeypatch):
         raise ValueError(name)
 
     monkeypatch.setattr(av.codec, "Codec", none)
-    with pytest.raises(DependencyError, match="no H.264 encoder"):
+    with pytest.raises(DependencyError, match=r"no H\.264 encoder"):
         video.write_film(tmp_path / "a.mp4", [np.zeros((2, 2, 3), np.uint8)], 20, "mp4")
 
 

@@ -111,7 +111,7 @@ def test_the_centre_crop_is_the_largest_piece_of_its_shape(height, width):
 
 
 def test_a_picture_smaller_than_commas_piece_is_refused():
-    with pytest.raises(InputError, match="640 x 360 is too small.*--crop centre"):
+    with pytest.raises(InputError, match=r"640 x 360 is too small.*--crop centre"):
         video.comma_crop(np.zeros((360, 640, 3), np.uint8))
 
 

@@ -212,7 +212,7 @@ def _extremes(report: Report, painters: Painters) -> str:
 
 
 def _segments(report: Report) -> str:
-    top = max(row.bits for row in report.rows)
+    top = max(max(row.bits for row in report.rows), 1e-9)
     rows = []
     for row in report.rows[:ROWS_MAX]:
         share = 100 * row.bits / top
@@ -294,6 +294,7 @@ def _chart(
     lines: (class, points). dots: (x, y, text, link).
     """
     xs = [x for _, line in lines for x, _ in line] or [0.0, 1.0]
+    high = max(high, low + 1e-3)  # all may cost nothing
     left, right = min(xs), max(max(xs), min(xs) + 1e-9)
     across: Callable[[float], float] = lambda x: 1000 * (x - left) / (right - left)  # noqa: E731
     up: Callable[[float], float] = lambda y: 1000 * min(max((high - y) / (high - low), 0.0), 1.0)  # noqa: E731
