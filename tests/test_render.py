@@ -409,3 +409,19 @@ def test_chosen_frames_are_there_in_order_and_no_more_than_asked_for(length, sta
         assert len(chosen) <= count
     elif not every:
         assert len(chosen) == min(48, length - start) and chosen[-1] == length - 1
+
+
+def test_what_is_compared_is_coloured_and_measured_by_one_model(tmp_path):
+    array = tokens((12, 8, 16), 1024)
+    np.save(tmp_path / "a.npy", array)
+    assert run(["compress", str(tmp_path / "a.npy"), str(tmp_path / "a.zip"), "--model", "commavq-pico", "-q"]) == 0
+    said: list[str] = []
+    seeing.render(
+        tmp_path / "a.zip", tmp_path / "both.png", compare=tmp_path / "a.npy", surprise=True, frames=1, start=5,
+        compute=CPU, report=said.append,
+    )  # fmt: skip
+    assert [line.partition(": ")[2] for line in said] == ["costs by the archive's own codec with learning on top"] * 2
+    pytest.importorskip("av")
+    (picture,) = read_film(tmp_path / "both.png")
+    left, right = (picture[18 : 18 + 128, x : x + 256] for x in (18, 18 + 256 + 6))
+    assert left.std() > 5 and np.array_equal(left, right)

@@ -67,7 +67,9 @@ def render(
         raise InputError(f"{out}: expected a name that ends in .mp4, .gif or .png")
     check_output(out, force)
     first = open_tokens(tokens, grid, known_specs(), compute)
-    shown = [first] + ([open_tokens(compare, grid, known_specs(), compute)] if compare is not None else [])
+    shown = [first] + (
+        [open_tokens(compare, grid, [first.spec, *known_specs()], compute)] if compare is not None else []
+    )
     if len(shown) == 2 and shown[1].ids.shape[1:] != first.ids.shape[1:]:
         found = " and ".join("x".join(map(str, t.ids.shape[1:])) for t in shown)
         raise InputError(f"--compare: expected frames of one grid, found {found}")
@@ -76,7 +78,8 @@ def render(
     machine = load_decoder(decoder, compute) if decoder is not None else None
     painters, bits = [], []
     for t in shown:
-        name, data, adapt = pick_model(t, model)
+        # Colours and costs are to be compared, so they are by one model.
+        name, data, adapt = pick_model(first if t.spec == first.spec else t, model)
         painters.append(Painter(palette_for(t.spec, data), machine))
         if machine is None and not painters[-1].palette.by_model:
             report(f"{t.name}: no model is for such tokens, so colours only tell ids apart")
