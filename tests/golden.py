@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from networks import random_segment, random_tensors, tiny_config
 
-from vqcomp.runtime.coder import Encoder, partition
+from vqcomp.runtime.coder import Encoder
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
 from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.tables import partition, put_symbols
 from vqcomp.runtime.weights import read_config, write_model
 
 FILE = Path(__file__).with_name("golden.json")
@@ -48,16 +49,17 @@ def predicted() -> np.ndarray:
 
 def words() -> list[int]:
     encoder = Encoder()
-    encoder.put_symbols(np.arange(8), partition(np.add.outer(np.arange(8), np.arange(8)) ** 3))
+    put_symbols(encoder, np.arange(8), partition(np.add.outer(np.arange(8), np.arange(8)) ** 3))
     return np.frombuffer(encoder.finish(), "<u4").tolist()
 
 
 def compute() -> dict[str, Any]:
     """Everything that is pinned, as JSON would hold it."""
     segment = predicted()
-    small = TokenSpec(2, 3, (20,))
+    small, factored = TokenSpec(2, 3, (20,)), TokenSpec(3, 4, (300, 5))
     mixed = make_codec(CONFIG.spec, model(), adapt=True, compute=Compute("numpy"))
     adaptive = make_codec(small, None).encode([[random_segment(small, 6, n) for n in range(2)]])[0]
+    two = make_codec(factored, None).encode([[random_segment(factored, 30), random_segment(factored, 20, 1)]])[0]
     return {
         "range coder words": words(),
         "logits of the last frame, first position": logits()[0].astype(int).tolist(),
@@ -66,6 +68,7 @@ def compute() -> dict[str, Any]:
         "self-test": self_test(Engine(CONFIG, random_tensors(CONFIG), NumpyOps())),
         "gpt stream": make_codec(CONFIG.spec, model(), compute=Compute("numpy")).encode([[segment]])[0].hex(),
         "adaptive stream": adaptive.hex(),
+        "adaptive stream of two factors, sha256": hashlib.sha256(two).hexdigest(),
         "mixed stream": mixed.encode([[segment]])[0].hex(),
     }
 

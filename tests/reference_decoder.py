@@ -43,7 +43,7 @@ def decode_archive(path: Path) -> dict[str, list[int]]:
     with zipfile.ZipFile(path) as archive:
         data, streams = archive.read("vqcomp/manifest.json"), archive.read("vqcomp/streams.bin")
         manifest = json.loads(data)
-        assert manifest["format"] == 1
+        assert manifest["format"] == 2
         body = data[: data.rindex(b',"check"')]
         assert hashlib.sha256(body).hexdigest() == manifest["check"]
         model = None
@@ -70,11 +70,7 @@ def decode_archive(path: Path) -> dict[str, list[int]]:
         coder = RangeDecoder(struct.unpack(f"<{size // 4}I", stream))
         first = len(found)
         lengths = [shape[0] for shape in shapes[first : first + count]]
-        if spec["codec"] == "gpt":
-            assert network and count == 1
-            segments = [decode_gpt(coder, network, lengths[0])]
-        else:
-            segments = decode_adaptive(coder, spec, lengths, network if spec["codec"] == "mixed" else None)
+        segments = decode_group(coder, spec, lengths, network)
         for i, frames in enumerate(segments, first):
             tokens = [f for frame in frames for token in frame for f in token]
             token_bytes = struct.pack(f"<{len(tokens)}i", *tokens)
@@ -83,6 +79,18 @@ def decode_archive(path: Path) -> dict[str, list[int]]:
             found[names[i]] = [token_id(token, spec["factors"]) for frame in frames for token in frame]
     assert whole.hexdigest() == manifest["sha256"] and offset == len(streams)
     return found
+
+
+def decode_group(
+    coder: RangeDecoder, spec: dict[str, Any], lengths: Sequence[int], network: Network | None
+) -> list[list[Frame]]:
+    """By the codec, or uniformly: section 4."""
+    if coder.bit(1):
+        return decode_uniform(coder, spec, lengths)
+    if spec["codec"] == "gpt":
+        assert network and len(lengths) == 1
+        return [decode_gpt(coder, network, lengths[0])]
+    return decode_adaptive(coder, spec, lengths, network if spec["codec"] == "mixed" else None)
 
 
 def token_id(token: Sequence[int], factors: Sequence[int]) -> int:
@@ -117,8 +125,21 @@ class RangeDecoder:
         return i
 
     def bit(self, p: int) -> int:
-        """Section 9: a decision."""
+        """A decision."""
         return self.symbol((0, 2**24 - 256 * p, 2**24))
+
+
+def decode_uniform(coder: RangeDecoder, spec: dict[str, Any], lengths: Sequence[int]) -> list[list[Frame]]:
+    positions, factors = spec["height"] * spec["width"], spec["factors"]
+    segments = [[[[0] * len(factors) for _ in range(positions)] for _ in range(length)] for length in lengths]
+    for f, size in enumerate(factors):
+        step = 2**24 // size
+        bounds = [step * v for v in range(size)] + [2**24]
+        for frames in segments:
+            for frame in frames:
+                for token in frame:
+                    token[f] = coder.symbol(bounds)
+    return segments
 
 
 def alphabet(weights: Sequence[int]) -> list[int]:
@@ -215,7 +236,7 @@ class Network:
         d, r, a = c["dim"], c["rank"], heads * c["head_dim"]
         for f, size in enumerate(c["factors"]):
             self.read(f"embed.{f}", size + 1, r, 1)
-            for k in range(c["stack"]):
+            for k in range(c["stack"] + c.get("within_frame", False)):
                 self.read(f"stack.{k}.{f}", d, r)
         self.read("position", d, self.positions)
         if c["flags"]:
@@ -330,8 +351,8 @@ class Past:
     def embed(self, s: int) -> Vector:
         c, b, w = self.config, self.network.bound, self.network.tensors
         h = [clip(w["position"].scaled(d, s), b) for d in range(c["dim"])]
-        for k in range(c["stack"]):
-            token = self.at(s, (k + 1, 0, 0))
+        for k in range(c["stack"] + c.get("within_frame", False)):
+            token = self.at(s, (k + 1, 0, 0)) if k < c["stack"] else None
             for f, size in enumerate(c["factors"]):
                 row = w[f"embed.{f}"].rows[token[f] if token else size]
                 h = [x + clip(y, b) for x, y in zip(h, w[f"stack.{k}.{f}"].times(row))]
@@ -409,17 +430,6 @@ def decode_adaptive(
 ) -> list[list[Frame]]:
     positions, factors = spec["height"] * spec["width"], spec["factors"]
     segments: list[list[Frame]] = [[] for _ in lengths]
-    if coder.bit(1):
-        for i, length in enumerate(lengths):
-            segments[i] = [[[0] * len(factors) for _ in range(positions)] for _ in range(length)]
-        for f, size in enumerate(factors):
-            step = 2**24 // size
-            bounds = [step * v for v in range(size)] + [2**24]
-            for frames in segments:
-                for frame in frames:
-                    for token in frame:
-                        token[f] = coder.symbol(bounds)
-        return segments
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     models = [FactorModel(spec, f, network) for f in range(len(factors))]
     pasts = [Past(network) if network else None for _ in lengths]

@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 SUMMARY = [
     "segments", "tokens", "raw_bytes", "zip_bytes", "payload_bytes", "weights_bytes", "runtime_bytes", "files_bytes",
     "rate",
-    "payload_bits_per_token", "seconds", "tokens_per_second",
+    "payload_bits_per_token", "seconds", "tokens_per_second", "skipped", "left_out",
 ]  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_compress_decompress_evaluate_go_round(here, capsys):
     assert "3 segments, 54 tokens" in shown.out
     assert "payload" in shown.out
     assert "Compression rate: " in shown.out
-    assert shown.err == ""
+    assert shown.err.startswith("note: the decoder outweighs the data")
     assert run(["decompress", "out.zip", "-o", "back"]) == 0
     assert "restored 3 files into back" in capsys.readouterr().err
     assert files_in(Path("back")) == files_in(Path("data")) == {"a.npy", "b/c.npy", "b/d"}
@@ -102,7 +102,7 @@ def test_list_shows_segments_without_decoding(zipped, capsys, monkeypatch):
     assert run(["list", "out.zip"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:3] == ["a.npy", "<i2", "2x2x3"]
-    assert lines[4].startswith("format 1, written by vqcomp ")
+    assert lines[5].startswith(f"format {format.FORMAT}, written by vqcomp ")
     assert run(["list", "out.zip", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert [s["name"] for s in table["segments"]] == ["a.npy", "b/c.npy", "b/d"]
@@ -139,10 +139,10 @@ def test_quiet_is_silent_and_verbose_explains(here, capsys):
     assert (shown.out, shown.err) == ("", "")
     (here / "data/notes.txt").touch()
     assert run(["compress", "data", "out2.zip"]) == 0
-    assert "1 files that are no .npy files were left out" in capsys.readouterr().err
+    assert "left out, no tokens: 1 file" in capsys.readouterr().err
     assert run(["compress", "data", "out3.zip", "-v"]) == 0
     shown = capsys.readouterr().err
-    assert "left out, no .npy file: notes.txt" in shown
+    assert "left out, no tokens: notes.txt" in shown
     assert "model: none" in shown
     assert run(["decompress", "out.zip", "-v", "-o", "x"]) == 0
     assert capsys.readouterr().err.splitlines()[:3] == ["a.npy", "b/c.npy", "b/d"]
@@ -331,7 +331,7 @@ def compress_error(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (compress_error("missing", "x.zip"), 1, "missing: cannot be read: No such file"),
+        (compress_error("missing", "x.zip"), 1, "there is no such file or folder"),
         (compress_error("data", "out.zip"), 1, "out.zip: exists already; -f overwrites it"),
         (compress_error("data", "data"), 1, "expected the name of a zip to write, found a folder"),
         (compress_error("data", "no/such/x.zip"), 1, "no such folder"),
@@ -343,7 +343,7 @@ def compress_error(*arguments):
         (compress_error("negative.npy", "x.zip"), 1, "negative.npy: expected ids in 0..65535, found -1"),
         (["compress", "data", "x.zip", "--model", "nothing"], 1, "no model nothing"),
         (["compress", "data", "x.zip", "--model", "floats.npy"], 1, "not a vqcomp model"),
-        (["decompress", "missing.zip"], 1, "missing.zip: cannot be read"),
+        (["decompress", "missing.zip"], 1, "missing.zip: missing: there is no such file"),
         (["decompress", "floats.npy"], 3, "floats.npy: expected a zip written by vqcomp"),
         (["decompress", "data"], 3, "no vqcomp/manifest.json inside"),
         (["decompress", "out.zip", "-o", "data"], 1, "a.npy: exists already; -f overwrites it"),
@@ -356,7 +356,7 @@ def compress_error(*arguments):
         (["evaluate", "out.zip", "other"], 1, "does not hold what other/a.npy does: 1 of 12 tokens, "),
         (["evaluate", "out.zip", "more"], 1, "1 segments of the data are not in the archive, the first is z.npy"),
         (["nonsense"], 2, "No such command"),
-        (["compress"], 2, "Missing argument"),
+        (["compress"], 2, "missing DATA and OUT"),
         (["compress", "data", "x.zip", "--nonsense"], 2, "No such option"),
         (["compress", "data", "x.zip", "--batch-size", "0"], 2, "batch-size"),
         (["compress", "data", "x.zip", "-T", "none"], 2, "threads"),
@@ -430,7 +430,7 @@ def test_a_link_that_leads_out_of_the_output_folder_is_not_followed(zipped, caps
     (zipped / "decompressed").mkdir()
     (zipped / "decompressed/b").symlink_to(zipped / "elsewhere")
     assert run(["decompress", "out.zip"]) == 3
-    assert "a link leads out" in capsys.readouterr().err
+    assert "leads out of decompressed" in capsys.readouterr().err
     assert files_in(zipped / "elsewhere") == set()
     assert files_in(zipped / "decompressed") == set()
 
@@ -444,7 +444,7 @@ def test_a_full_disk_is_reported_and_nothing_is_left(zipped, capsys, monkeypatch
     assert run(["compress", "data", "new.zip"]) == 1
     shown = capsys.readouterr().err
     assert "new.zip: cannot be written: No space left on device" in shown
-    assert "bytes are free" in shown
+    assert "bytes free" in shown
     monkeypatch.setattr(np, "save", full)
     assert run(["decompress", "out.zip"]) == 1
     assert "a.npy: cannot be written: No space left on device" in capsys.readouterr().err
@@ -538,7 +538,8 @@ def test_a_run_that_is_killed_leaves_nothing(zipped, verb, name, code):
         text=True,
     )
     assert process.stdout.readline() == "at work\n"
-    assert len(files_in(zipped)) == len(before) + 1
+    # Where the system has files without a name, what compress writes is one until it is whole.
+    assert len(files_in(zipped) - before) <= 1
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code

@@ -15,7 +15,7 @@ from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.background import Background
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.errors import DamageError
-from vqcomp.runtime.kinds import make_codec
+from vqcomp.runtime.kinds import MIXED, make_codec
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 WAIT = 120
@@ -43,7 +43,7 @@ def test_workers_of_a_data_loader_read_an_archive_that_their_parent_has_read(tmp
     segments = {f"{i:02}": random_segment(CONFIG.spec, 6, seed=i).reshape(6, 3, 4) for i in range(20)}
     vqcomp.compress(segments, tmp_path / "out.zip", model=tiny_model, compute=Compute(device), verify=False)
     with vqcomp.open(tmp_path / "out.zip", Compute(device)) as archive:
-        assert archive.manifest.codecs == ("mixed",) and len(archive.manifest.groups) == 3
+        assert [coding.kind for coding in archive.manifest.codings] == [MIXED] and len(archive.manifest.groups) == 3
         np.testing.assert_array_equal(archive["00"], segments["00"])
         loader = data.DataLoader(
             Tokens(archive), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=WAIT

@@ -57,7 +57,7 @@ def test_a_grid_too_large_to_compute_exactly_is_refused():
 def test_presets_and_settings_do_not_wait_for_torch():
     program = """
 import sys
-from vqcomp.data.segments import COMMAVQ
+from vqcomp.data.specs import COMMAVQ
 from vqcomp.training.config import TrainConfig, describe_settings
 from vqcomp.training.presets import PRESETS
 for preset in PRESETS.values():

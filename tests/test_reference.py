@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import random_segment, random_tensors, tiny_config
-from reference_decoder import RangeDecoder, decode_adaptive, decode_archive
+from reference_decoder import RangeDecoder, decode_archive, decode_group
 
 import vqcomp
 from vqcomp.runtime.adapt import AdaptiveCodec
@@ -18,6 +18,7 @@ from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
+from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.weights import write_model
@@ -44,10 +45,24 @@ def model_file(folder: Path, config: ModelConfig) -> Path:
     return path
 
 
-def check(path: Path, data: dict[str, np.ndarray], codec: str) -> None:
-    """The archive is of this codec, and the reference decoder finds the data in it."""
-    with zipfile.ZipFile(path) as archive:
+def foreseen(spec: TokenSpec, model: Path) -> dict[str, np.ndarray]:
+    """As `arrays`, but of tokens that the network finds likely: what random words decode to. Others go uniformly."""
+    random = np.random.RandomState(0)
+    codec = make_codec(spec, model.read_bytes(), compute=Compute("numpy"))
+    segments = codec.decode([random.bytes(4000) for _ in LENGTHS], [[length] for length in LENGTHS])
+    return {
+        f"segment{i}.npy": spec.join(tokens).reshape(-1, 2, 3).astype(np.int32) for i, (tokens,) in enumerate(segments)
+    }
+
+
+def check(path: Path, data: dict[str, np.ndarray], codec: str, uniform: bool = False) -> None:
+    """The archive is of this codec, all or none of its streams are uniform, and the reference decoder reads it."""
+    with zipfile.ZipFile(path) as archive, vqcomp.open(path) as opened:
         assert [s["codec"] for s in json.loads(archive.read("vqcomp/manifest.json"))["specs"]] == [codec]
+        streams = archive.read("vqcomp/streams.bin")
+        for group in opened.manifest.groups:
+            words = struct.unpack_from(f"<{group.size // 4}I", streams, group.offset)
+            assert RangeDecoder(words).bit(1) == uniform
     found = decode_archive(path)
     assert found == {name: array.reshape(-1).tolist() for name, array in data.items()}
 
@@ -56,10 +71,19 @@ def check(path: Path, data: dict[str, np.ndarray], codec: str) -> None:
 @pytest.mark.parametrize("adapt", [False, True], ids=["gpt", "mixed"])
 def test_archives_with_a_network(tmp_path, factors, adapt):
     config = tiny_config(**GRID, factors=factors)
+    model, out = model_file(tmp_path, config), tmp_path / "out.zip"
+    data = foreseen(config.spec, model)
+    vqcomp.compress(data, out, model=model, adapt=adapt, compute=Compute("numpy"), verify=False)
+    check(out, data, "mixed" if adapt else "gpt")
+
+
+@pytest.mark.parametrize("adapt", [False, True], ids=["gpt", "mixed"])
+def test_archives_whose_network_does_not_foresee_the_tokens(tmp_path, adapt):
+    config = tiny_config(**GRID, factors=(40, 3))
     data, out = arrays(config.spec), tmp_path / "out.zip"
     model = model_file(tmp_path, config)
     vqcomp.compress(data, out, model=model, adapt=adapt, compute=Compute("numpy"), verify=False)
-    check(out, data, "mixed" if adapt else "gpt")
+    check(out, data, "mixed" if adapt else "gpt", uniform=True)
 
 
 def test_archives_without_a_network(tmp_path):
@@ -72,8 +96,8 @@ def adaptive(spec: TokenSpec, segments: list[np.ndarray]) -> int:
     """Code a group by vqcomp, decode it by the reference; return the stream's first decision."""
     (stream,) = AdaptiveCodec(spec).encode([segments])
     words = struct.unpack(f"<{len(stream) // 4}I", stream)
-    table = {"height": spec.height, "width": spec.width, "factors": list(spec.factors)}
-    found = decode_adaptive(RangeDecoder(words), table, [len(s) for s in segments], None)
+    table = {"height": spec.height, "width": spec.width, "factors": list(spec.factors), "codec": "adaptive"}
+    found = decode_group(RangeDecoder(words), table, [len(s) for s in segments], None)
     assert found == [s.tolist() for s in segments]
     return RangeDecoder(words).bit(1)
 

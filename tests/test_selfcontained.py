@@ -16,8 +16,8 @@ from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
 from vqcomp.archive import packing
+from vqcomp.runtime import coder
 from vqcomp.runtime import layout as format
-from vqcomp.runtime.coder import CONSTRICTION
 from vqcomp.runtime.kinds import KINDS
 from vqcomp.runtime.launch import NUMPY
 
@@ -75,9 +75,11 @@ def run(folder, cwd, *arguments, without=(), before="", **variables):
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
+    harness = folder.parent / "harness.py"
+    harness.write_text(code, "utf-8")
     environment = {k: v for k, v in os.environ.items() if k not in ("OUTPUT_DIR", "PYTHONPATH")}
     return subprocess.run(
-        [sys.executable, "-c", code, os.path.relpath(folder / "decompress.py", cwd), *arguments],
+        [sys.executable, harness, os.path.relpath(folder / "decompress.py", cwd), *arguments],
         cwd=cwd,
         env={**environment, "VQCOMP_NO_PIP": "1", **{k: str(v) for k, v in variables.items()}},
         capture_output=True, text=True, check=False,
@@ -125,7 +127,8 @@ def test_runtime_modules_import_only_each_other_numpy_constriction_and_perhaps_t
             assert node.level in (0, 1)
             names = [node.module] if node.level == 0 else []
             if node.level == 1:
-                assert (RUNTIME / f"{node.module}.py").exists()
+                modules = [node.module] if node.module else [alias.name for alias in node.names]
+                assert all((RUNTIME / f"{module}.py").exists() for module in modules)
         for name in names:
             root = name.partition(".")[0]
             assert root in sys.stdlib_module_names or root in ("numpy", "constriction", "torch")
@@ -134,7 +137,7 @@ def test_runtime_modules_import_only_each_other_numpy_constriction_and_perhaps_t
 
 
 def test_the_package_pins_the_version_of_constriction_that_streams_rely_on():
-    assert f'"constriction=={CONSTRICTION};' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    assert f'"constriction=={coder.CONSTRICTION};' in (REPOSITORY / "pyproject.toml").read_text("utf-8")
 
 
 # ---- restoring
@@ -250,9 +253,18 @@ def test_without_constriction_it_goes_on_and_says_so_in_one_line(unpacked, tmp_p
     done = run(folder, tmp_path, without=["constriction"])
     assert done.returncode == 0, done.stderr
     note, restored = done.stderr.splitlines()
-    assert note == "note: constriction 0.5.0 is not here; without it, decoding takes a little longer"
+    assert note == "note: constriction 0.5.0 is not here: decoding takes a little longer"
     assert restored.startswith("restored ")
     check_files(tmp_path / "decompressed", items)
+
+
+@pytest.mark.parametrize("name", ["both", "gpt", "mixed", "adaptive"])
+def test_without_constriction_archives_are_the_same_bytes(archives, tmp_path, tiny_model, monkeypatch, name):
+    path, items = archives[name]
+    monkeypatch.setattr(coder, "constriction", None)
+    model = "none" if name == "adaptive" else tiny_model
+    vqcomp.compress(items, tmp_path / "again.zip", model=model, adapt=name == "mixed", grid=(3, 4))
+    assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
 
 
 def test_another_version_of_constriction_counts_as_none(unpacked, tmp_path):
@@ -271,13 +283,17 @@ def test_without_numpy_it_is_an_error_with_the_command_where_pip_is_forbidden(un
     folder, _ = unpacked("adaptive")
     done = run(folder, tmp_path, without=["numpy"], VQCOMP_NO_PIP="1")
     assert done.returncode == 1
-    assert done.stderr == f'error: NumPy is missing; install it: "{sys.executable}" -m pip install "{NUMPY}"\n'
+    assert done.stderr == f'error: NumPy is missing: "{sys.executable}" -m pip install "{NUMPY}"\n'
     assert not (tmp_path / "decompressed").exists()
 
 
 def test_help_and_wrong_options_need_nothing_and_install_nothing(unpacked, tmp_path):
     folder, _ = unpacked("adaptive")
-    for arguments, code, found in (["--help"], 0, "OUTPUT_DIR"), (["--nonsense"], 2, "--nonsense"):
+    for arguments, code, found in (
+        (["--help"], 0, "OUTPUT_DIR"),
+        (["--nonsense"], 2, "--nonsense"),
+        (["-j", "0"], 2, "positive"),
+    ):
         done = run(folder, tmp_path, *arguments, without=["numpy", "constriction", "torch"], VQCOMP_NO_PIP="0")
         assert done.returncode == code
         assert found in done.stdout + done.stderr
@@ -400,3 +416,10 @@ def test_an_older_python_is_told_so(unpacked, tmp_path):
     done = run(folder, tmp_path, before="sys.version_info = (3, 9, 18)")
     assert done.returncode == 1
     assert "expected Python 3.10 or newer" in done.stderr
+
+
+def test_a_python_of_32_bits_is_told_so_in_one_line(unpacked, tmp_path):
+    folder, _ = unpacked("adaptive")
+    done = run(folder, tmp_path, before="sys.maxsize = 2**31 - 1")
+    assert done.returncode == 1
+    assert done.stderr == "error: expected a 64-bit Python, found one of 32 bits\n"

@@ -86,3 +86,31 @@ def test_an_archive_of_several_groups_decodes_itself_in_processes(tmp_path):
     subprocess.run(command, cwd=tmp_path / "zip", env={**os.environ, "VQCOMP_NO_PIP": "1"}, check=True, timeout=120)
     for name, array in data.items():
         assert np.array_equal(np.load(tmp_path / "zip" / "decompressed" / name), array)
+
+
+SCRIPT = """
+import numpy as np
+import vqcomp
+print("the script runs")
+vqcomp.compress({str(i): np.full((3, 2, 3), i, np.int16) for i in range(20)}, "out.zip", compute=vqcomp.Compute(jobs=2))
+"""
+
+
+def test_a_script_needs_no_guard_for_several_processes(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "the script runs\n"), done.stderr
+    with vqcomp.open(tmp_path / "out.zip") as archive:
+        assert len(archive) == 20
+
+
+def test_progress_comes_from_within_a_processs_share(monkeypatch):
+    monkeypatch.setattr("vqcomp.runtime.workers.POLL", 0.01)
+    shared = make_codec(CONFIG.spec, None, compute=Compute(jobs=2))
+    told = []
+    shared.encode([[random_segment(CONFIG.spec, 64, g)] for g in range(2)], told.append)
+    shared.close()
+    assert len(told) > 2
+    assert sum(told) == 2 * 64 * CONFIG.positions

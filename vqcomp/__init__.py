@@ -6,23 +6,30 @@ with vqcomp.open("out.zip") as archive:
     tokens = archive["drive/0001.npy"]
 """
 
-from .api import check, compress, decompress, evaluate
-from .api import open_archive as open
-from .archive.reader import Archive
-from .archive.summary import Summary
-from .runtime.compute import Compute
-from .runtime.errors import (
-    ArchiveError,
-    DamageError,
-    DependencyError,
-    FormatError,
-    InputError,
-    ModelError,
-    PlatformError,
-    UnsafeNameError,
-    VqcompError,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .api import check, compress, decompress, evaluate
+    from .api import open_archive as open
+    from .archive.reader import Archive
+    from .archive.summary import Summary
+    from .runtime.compute import Compute
+    from .runtime.errors import (
+        ArchiveError,
+        DamageError,
+        DependencyError,
+        FormatError,
+        InputError,
+        ModelError,
+        PlatformError,
+        UnsafeNameError,
+        VqcompError,
+    )
 
 __all__ = [
     "Archive",
@@ -44,3 +51,21 @@ __all__ = [
     "evaluate",
     "open",
 ]
+
+_HOMES = {
+    "api": ("check", "compress", "decompress", "evaluate", "open"),
+    "archive.reader": ("Archive",),
+    "archive.summary": ("Summary",),
+    "runtime.compute": ("Compute",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """What `__all__` names is imported when it is first asked for, so that the command line is there at once."""
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    module = import_module(f".{_HOME.get(name, 'runtime.errors')}", __name__)
+    value = getattr(module, "open_archive" if name == "open" else name)
+    globals()[name] = value
+    return value

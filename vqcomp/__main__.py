@@ -1,6 +1,37 @@
-"""python -m vqcomp"""
+"""python -m vqcomp, and the command vqcomp: what happens before there is anything to tidy up."""
 
-from .cli import main
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+if sys.version_info < (3, 11):
+    from multiprocessing import util
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    # Imports take a while, and an exception in the middle of one ends in a traceback at best.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    # Before NumPy and torch come in: threads that have nothing to do shall wait, and not spin until others starve.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Processes that are started search neither the working folder nor the script's for modules.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if sys.version_info < (3, 11):  # which does not know it
+        util._args_from_interpreter_flags = lambda: ["-I"]  # type: ignore[attr-defined, unused-ignore]
+    from .cli import main as run
+
+    run()
+
+
+def _leave(signum: int, _: object) -> None:
+    """Signal handler: end at once."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signum)
+
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +25,35 @@ from .training import torch_ready
 if TYPE_CHECKING:
     from .training.record import Moment
 
+
+@dataclass(frozen=True)
+class Level:
+    """How much work --model auto does."""
+
+    models: int | None
+    """How many of the shipped models that fit are weighed, the smallest first; None for all."""
+    group_size: int
+    """Segments that learn together."""
+
+
+LEVELS = {
+    1: Level(0, 8),
+    2: Level(0, 16),
+    3: Level(0, 32),
+    4: Level(2, 8),
+    5: Level(3, 8),
+    6: Level(None, 8),
+    7: Level(None, 16),
+    8: Level(None, 32),
+    9: Level(None, 64),
+}
+"""From fast to small."""
+LEVEL = 6
 SAMPLE_SHARE = 16
 SAMPLE_TOKENS = (1 << 16, 1 << 20)
 """A sample is a 16th of the data, within these bounds: what learns as it codes looks worse on short samples."""
+SEGMENT_TOKENS = 1 << 13
+"""Of a segment in the sample, at least: a large group of short pieces would look worse than it is, too."""
 Segments = Mapping[TokenSpec, Sequence[SegmentSource]]
 Report = Callable[[str], None]
 
@@ -48,29 +74,41 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Chooser:
-    """Chooses among models for these segments, by spec. `adapt`: whether a model learns while it codes, too."""
+    """Chooses among models for these segments, by spec.
+
+    adapt: whether a model learns while it codes, too. group_size: segments that learn together.
+    """
 
     segments: Segments
     adapt: bool
+    group_size: int
     compute: Compute
     progress: Progress
     report: Report
 
     def choose(
-        self, wanted: str | os.PathLike[str], train: float | None = None, folder: Path = Path()
+        self, wanted: str | os.PathLike[str], level: int = LEVEL, train: float | None = None, folder: Path = Path()
     ) -> ModelFile | None:
         """The model that `wanted` names or, for "auto", the one that makes the zip smallest; None for no network.
 
-        train: with "auto", seconds in which a network is trained on these very data; it is weighed, too. Its temporary
-        files are in `folder`. Raises InputError, ModelError.
+        level: see LEVELS. train: with "auto", seconds in which a network is trained on these very data; it is weighed,
+        too. Its temporary files are in `folder`. Raises InputError, ModelError.
         """
         if os.fspath(wanted) == "auto":
-            chosen = self._smallest(find_models(wanted), train, folder)
+            chosen = self._smallest(self._candidates(level), train, folder)
         else:
             chosen = next(iter(find_models(wanted)), None)
             if chosen:
                 self._require_fit(chosen)
         self.report(f"model: {chosen.name if chosen else 'none'}")
+        return chosen
+
+    def _candidates(self, level: int) -> list[ModelFile]:
+        """The shipped models that this level weighs."""
+        models, count = sorted(find_models("auto"), key=lambda m: len(m.data)), LEVELS[level].models
+        chosen = []
+        for spec in self.segments:
+            chosen += [m for m in models if m.spec == spec][:count]
         return chosen
 
     def _smallest(self, models: Sequence[ModelFile], train: float | None, folder: Path) -> ModelFile | None:
@@ -88,7 +126,7 @@ class Chooser:
             self.report(line)
         for name in sorted({m.name for m in weighed if m.spec in self.segments} - {e.model for e in estimates}):
             self.report(f"{name} was not weighed: its weights alone take more than the raw tokens")
-        if models and not any(m.spec in self.segments for m in models):
+        if not any(m.spec in self.segments for m in find_models("auto")):
             self.report("no shipped model fits these tokens")
         return chosen
 
@@ -112,15 +150,16 @@ class Chooser:
 
     def _estimate(self, spec: TokenSpec, model: ModelFile | None) -> Estimate:
         segments, name, data = self.segments[spec], model.name if model else "none", model.data if model else None
-        codec = make_codec(spec, data, adapt=self.adapt, compute=replace(self.compute, jobs=1))
+        codec = make_codec(spec, data, adapt=self.adapt, compute=self.compute._replace(jobs=1))
         # From all over the data, as many segments as the adaptive codec codes together: it learns as much as it would.
-        count = min(len(segments), 8)
+        size = min(self.group_size, codec.group_limit)
+        count = min(len(segments), max(size, 8))
         chosen = [segments[i * len(segments) // count] for i in range(count)]
         least, most = SAMPLE_TOKENS
-        budget = min(max(least, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
+        budget = min(max(least, SEGMENT_TOKENS * count, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
         frames = -(-budget // (count * spec.positions))
         sample = [segment.tokens_of(spec)[:frames] for segment in chosen]
-        groups = [sample[i : i + codec.group_size] for i in range(0, count, codec.group_size)]
+        groups = [sample[i : i + size] for i in range(0, count, size)]
         tokens = sum(prod(array.shape[:2]) for array in sample)
         self.progress.begin(f"trying {name}", count, tokens)
         coded = sum(len(s) for s in codec.encode(groups, lambda n: self.progress.advance(0, n)))

@@ -25,6 +25,8 @@ RUNTIME_FOLDER = Path(layout.__file__).parent
 ENTRY, FUNCTION = "launch", "main"
 """The module that decompress.py imports, and the function in it that it calls."""
 SEPARATOR = "\0"
+RUNTIME_LIMIT = 1 << 24
+"""Bytes of a decoder's modules: one of more is taken for a bomb."""
 
 
 def roots(kinds: Iterable[Kind], *, files: bool, workers: bool) -> frozenset[str]:
@@ -105,6 +107,8 @@ def bootstrap(runtime: bytes) -> bytes:
 def is_whole(runtime: bytes) -> bool:
     """Whether bzip2's own checksums match."""
     try:
-        return bool(bz2.decompress(runtime))
+        bunzip = bz2.BZ2Decompressor()
+        bunzip.decompress(runtime, RUNTIME_LIMIT)
+        return bunzip.eof and not bunzip.unused_data
     except (OSError, ValueError):
         return False

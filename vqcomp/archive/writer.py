@@ -45,22 +45,25 @@ class Writer:
         raw: Sequence[Raw] = (),
         files: Sequence[File] = (),
         workers: bool = False,
+        decoder: bool = True,
     ) -> None:
         """max_tokens bounds the tokens (times factors) that will come, and decides whether the zip needs 64-bit sizes.
 
         files are to be kept byte for byte. workers: whether a codec that learns will have several
-        groups, which can be decoded side by side.
+        groups, which can be decoded side by side. decoder: whether the zip carries its own decoder.
         """
         self.codings, self.model, self.raw, self.files = codings, model, raw, files
         self.segments: list[Segment] = []
         self.groups: list[Group] = []
         self.size = 0
         self.whole = hashlib.sha256()
-        self.zip = zipfile.ZipFile(path, "x")
+        self.zip = zipfile.ZipFile(path, "w")
         try:
-            runtime = runtime_archive(roots((kind for _, kind in codings), files=bool(raw or files), workers=workers))
-            self._put(layout.BOOTSTRAP, bootstrap(runtime), zipfile.ZIP_DEFLATED)
-            self._put(layout.RUNTIME, runtime)
+            if decoder:
+                modules = roots((kind for _, kind in codings), files=bool(raw or files), workers=workers)
+                runtime = runtime_archive(modules)
+                self._put(layout.BOOTSTRAP, bootstrap(runtime), zipfile.ZIP_DEFLATED)
+                self._put(layout.RUNTIME, runtime)
             if model is not None:
                 self._put(layout.MODEL, model)
             # A token never takes more than a word of the range coder; a stream ends within two more.

@@ -13,7 +13,7 @@ from ..runtime.errors import VqcompError
 from ..runtime.main import terminate
 from ..training.memory import is_out_of_memory
 from ..version import __version__
-from . import archives, seeing, tokens, training
+from . import archives, bench, seeing, tokens, training, world
 
 EXAMPLES = """
 \b
@@ -23,7 +23,7 @@ Examples:
   vqcomp decompress samples.zip -o restored/
   vqcomp evaluate samples.zip samples/
 
-Exit codes: 0 done, 1 error, 2 wrong usage, 3 damaged archive, 130 interrupted.
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 damaged archive, 4 done but for what --skip-bad left out, 130 interrupted.
 """
 
 
@@ -33,8 +33,9 @@ def cli() -> None:
     """Lossless compression of video tokens into self-contained zips."""
 
 
-for command in (*archives.COMMANDS, *tokens.COMMANDS, *training.COMMANDS, *seeing.COMMANDS):
-    cli.add_command(command)
+for module in (archives, bench, tokens, training, world, seeing):
+    for command in module.COMMANDS:
+        cli.add_command(command)
 
 
 def main() -> None:
@@ -44,11 +45,17 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     # Asked to end, leave by an exception: temporary files are removed on the way out.
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup, and so it shall be
             signal.signal(number, terminate)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # Nothing is left to tidy up: while Python ends, an interrupt has it end at once.
+    if signal.getsignal(signal.SIGINT) == terminate:
+        if sys.stdout:
+            sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

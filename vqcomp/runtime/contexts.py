@@ -96,16 +96,19 @@ class Context(NamedTuple):
     """Whether it needs another factor before this one: the first factor of a token has no such context."""
 
 
+# In brackets, what leaving the row out costs in bits/token: learning alone, on the 1,200 frames of commaVQ's example
+# (4.905 in all) / beside commavq-nano, on the last 300 of them by themselves (4.321 in all). Rows that only later
+# factors have were not measured.
 CONTEXTS = (
-    # What is common anywhere. It learns soonest, and speaks where the other contexts are new.
+    # What is common anywhere. It learns soonest, and speaks where the other contexts are new. [0.004 / 0.001]
     Context("none", lambda past: 1, lambda past: np.zeros_like(past.place)),
-    # What is common at this place: sky, road, the car's own bonnet.
+    # What is common at this place: the sky, the road, the car's own bonnet. [0.014 / 0.006]
     Context("position", lambda past: past.positions, lambda past: past.place),
-    # What tends to follow this very token, wherever it is. One more number stands for no token.
+    # What tends to follow this very token, wherever it is. One more number stands for no token. [0.020 / -0.002]
     Context("last token", lambda past: past.size + 1, lambda past: past.at(1)),
-    # A token's factors belong together: one that is known tells much of the next.
+    # The factors of a token belong together: those that are known tell much of the next.
     Context("coded factors", lambda past: past.coded_size, lambda past: past.coded, later=True),
-    # The same, after the last token: whether a factor changes depends on whether the one before it did.
+    # The same, after the last token: whether a factor changes depends on whether those before it did.
     Context(
         "coded factors, last token",
         lambda past: past.coded_size * (past.size + 1),
@@ -146,15 +149,16 @@ class WeightSets(NamedTuple):
     """Whether each level of the tree has sets of its own."""
 
 
+# In brackets, as above.
 SETS = (
-    # A token that has long stayed will stay: then trust the match. High levels decide more than low ones.
+    # A token that has long stayed will stay. High levels of the tree decide more than low ones. [0.006 / -0.002]
     WeightSets("run", lambda past: RUNS, before=lambda past: np.minimum(past.run, RUNS - 1), by_level=True),
-    # Some places are better predicted by what they always show, others by what was there last.
+    # Some places are predicted best by what they always show, others by what was there last. [0.016 / 0.009]
     WeightSets("position", lambda past: past.positions, before=lambda past: past.place),
-    # Where the neighbours stand still, so does the token.
+    # Where the neighbours stand still, so does the token. [0.010 / 0.000]
     WeightSets("still", lambda past: STILLS, before=lambda past: past.still),
-    # How far a network is to be believed depends on how sure it is.
+    # How far a network is to be believed depends on how sure it is. [0.001 / -0.003]
     WeightSets("confidence", lambda past: CONFIDENCES, during=confidence, by_level=True),
-    # What the match says is worth something only where there is a match.
+    # What the match says is worth something only where there is a match. [0.010 / 0.007]
     WeightSets("match", lambda past: MATCHES, during=lambda decisions: decisions.match),
 )

@@ -13,6 +13,11 @@ if __name__ == "__main__":
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
+    import signal
+
+    # Until there is something to tidy up, an interrupt ends this at once.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     os.environ["PYTHONSAFEPATH"] = "1"
     if sys.version_info < (3, 11):  # which does not know it
@@ -61,8 +66,8 @@ def main():
         sys.exit("error: expected Python 3.10 or newer, found " + sys.version.split()[0])
     try:
         use_runtime()
-    except (OSError, ValueError) as error:
-        print(f"error: {RUNTIME} is damaged or missing, fetch or unpack the archive again: {error}", file=sys.stderr)
+    except (OSError, ValueError):
+        print(f"error: {RUNTIME} is damaged or missing, fetch or unpack the archive again", file=sys.stderr)
         return 3
     return importlib.import_module(PACKAGE + ".launch").main(HERE)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..data.messages import json_value, reason
 from ..runtime.disk import replacing
 from ..runtime.errors import InputError
 from ..version import __version__
@@ -56,7 +57,11 @@ def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[s
             if damaged := archive.testzip():
                 raise InputError(f"{path}: the checkpoint is damaged in {damaged}; train anew, without --resume")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        kind, version = state["format"], str(state.get("vqcomp", "an earlier version"))
+        kind, shown, version = (
+            state["format"],
+            json_value(state["format"]),
+            str(state.get("vqcomp", "an earlier version")),
+        )
         then = {about: dict(state[about]) for about in same}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint; train without --resume") from error
@@ -64,12 +69,13 @@ def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[s
         raise
     except Exception as error:  # zipfile, pickle and torch raise many kinds for files that are damaged
         raise InputError(
-            f"{path}: the checkpoint is damaged, or is none of vqcomp train: {error}; train anew, without --resume"
+            f"{path}: the checkpoint is damaged, or is none of vqcomp train: {reason(error)}; train anew, without "
+            "--resume"
         ) from error
     if kind != FORMAT:
         raise InputError(
-            f"{path}: checkpoint format {kind}, written by vqcomp {version}; this is {__version__}, which goes on from "
-            f"format {FORMAT}: resume with that version, or train anew"
+            f"{path}: checkpoint format {shown}, written by vqcomp {version}; this is {__version__}, which "
+            f"goes on from format {FORMAT}: resume with that version, or train anew"
         )
     for about, fields in same.items():
         before = then[about]

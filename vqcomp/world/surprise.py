@@ -12,13 +12,14 @@ from math import log2
 import numpy as np
 
 from ..runtime.codec import Advance, lockstep
-from ..runtime.coder import BIT_PRECISION, PRECISION, Tables
+from ..runtime.coder import BIT_PRECISION, PRECISION
 from ..runtime.compute import Compute
 from ..runtime.engine import Engine
 from ..runtime.loading import load_engine
 from ..runtime.mixed import FramePredictor
 from ..runtime.mixing import TreeMixer
 from ..runtime.spec import TokenSpec
+from ..runtime.tables import Tables
 
 _ROWS = 1024
 """Rows of the engine at a time."""
