@@ -25,8 +25,8 @@ from .world.page import write_page
 from .world.palette import Palette
 from .world.pictures import Painter, beside, overlay, sheet
 from .world.report import Report, measure
+from .world.segment import NamedTokens, is_archive, read_model, read_segment
 from .world.surprise import costs
-from .world.tokens import Tokens, archive_model, open_tokens, try_archive
 
 Note = Callable[[str], None]
 KINDS = ("mp4", "gif", "png")
@@ -54,7 +54,7 @@ def render(
 ) -> int:
     """Draw a segment as a film (.mp4, .gif) or a contact sheet (.png); returns the number of frames.
 
-    tokens: PATH or PATH:NAME, see `world.tokens.open_tokens`. compare: another one, drawn to the right. surprise: what
+    tokens: PATH or PATH:NAME, see `world.segment`. compare: another one, drawn to the right. surprise: what
     each token costs, in bits, as heat. model: whose embedding gives the colours, and whose predictions the costs:
     "auto" (the archive's own, else the largest that ships for such tokens), a shipped one's name, a .vqm, or "none"
     (what is learned on the way). decoder: a checkpoint that draws pictures, see `world.decoders`. start, frames, every:
@@ -66,17 +66,21 @@ def render(
     if kind not in KINDS:
         raise InputError(f"{out}: expected a name that ends in .mp4, .gif or .png")
     check_output(out, force)
-    first = open_tokens(tokens, grid, known_specs(), compute)
-    shown = [first] + ([open_tokens(compare, grid, known_specs(), compute)] if compare is not None else [])
-    if len(shown) == 2 and shown[1].ids.shape[1:] != first.ids.shape[1:]:
-        found = " and ".join("x".join(map(str, t.ids.shape[1:])) for t in shown)
+    named = find_model(model, "--model") if os.fspath(model) not in ("auto", "none") else None
+    first = read_segment(os.fspath(tokens), grid, named.spec if named else None, compute)
+    shown = [first]
+    if compare is not None:
+        shown.append(read_segment(os.fspath(compare), grid, first.spec, compute))
+    if any((t.spec.height, t.spec.width) != (first.spec.height, first.spec.width) for t in shown):
+        found = " and ".join(f"{t.spec.height}x{t.spec.width}" for t in shown)
         raise InputError(f"--compare: expected frames of one grid, found {found}")
-    length = min(len(t.ids) for t in shown)
+    length = min(len(t.tokens) for t in shown)
     chosen = choose_frames(length, start, frames, every, SHEET_FRAMES if kind == "png" else None)
     machine = load_decoder(decoder, compute) if decoder is not None else None
-    painters, bits = [], []
+    all_ids, painters, bits = [t.ids for t in shown], [], []
     for t in shown:
-        name, data, adapt = pick_model(t, model)
+        # Colours and costs are to be compared, so they are by one model.
+        name, data, adapt = pick_model(first if t.spec == first.spec else t, model)
         painters.append(Painter(palette_for(t.spec, data), machine))
         if machine is None and not painters[-1].palette.by_model:
             report(f"{t.name}: no model is for such tokens, so colours only tell ids apart")
@@ -89,7 +93,7 @@ def render(
         progress.begin("drawing", len(chosen), len(chosen) * first.spec.positions)
         for i in range(0, len(chosen), compute.batch_size):
             batch = chosen[i : i + compute.batch_size]
-            parts = [painter.film(t.ids[batch]) for painter, t in zip(painters, shown)]
+            parts = [painter.film(ids[batch]) for painter, ids in zip(painters, all_ids)]
             if surprise:
                 parts = [overlay(part, cost[batch]) for part, cost in zip(parts, bits)]
             yield from beside(parts)
@@ -107,19 +111,18 @@ def render(
 
 
 def _measure(
-    tokens: Tokens, frames: int, model: bytes | None, adapt: bool, compute: Compute, progress: Progress
+    tokens: NamedTokens, frames: int, model: bytes | None, adapt: bool, compute: Compute, progress: Progress
 ) -> np.ndarray:
     """Bits of each token of the first frames, (frames, H, W)."""
-    spec, ids = tokens.spec, tokens.ids[:frames]
-    progress.begin("measuring", 1, ids.size)
-    segment = spec.split(ids.reshape(frames, -1))
+    spec, segment = tokens.spec, tokens.tokens[:frames]
+    progress.begin("measuring", 1, frames * spec.positions)
     try:
         ((bits,),) = costs(
             spec, model, [[segment]], adapt=adapt, compute=compute, advance=lambda n: progress.advance(0, n)
         )
     finally:
         progress.end()
-    return bits.reshape(ids.shape)
+    return bits.reshape(frames, spec.height, spec.width)
 
 
 def palette_for(spec: TokenSpec, model: bytes | None) -> Palette:
@@ -142,16 +145,11 @@ def choose_frames(length: int, start: int, count: int | None, every: int | None,
     return chosen[:count]
 
 
-def known_specs() -> list[TokenSpec]:
-    """What the shipped models predict."""
-    return list(dict.fromkeys(m.spec for m in shipped_models().values()))
-
-
-def pick_model(tokens: Tokens, model: str | os.PathLike[str]) -> tuple[str, bytes | None, bool]:
+def pick_model(tokens: NamedTokens, model: str | os.PathLike[str]) -> tuple[str, bytes | None, bool]:
     """(name, .vqm or None, whether to learn on top) of what `model` means for these tokens. Raises ModelError."""
     if os.fspath(model) == "auto":
-        if tokens.coding is not None:
-            return "the archive's own codec", tokens.model, tokens.coding.kind.learns
+        if tokens.kind is not None:
+            return "the archive's own codec", tokens.model, tokens.kind.learns
         fitting = [m for m in shipped_models().values() if m.spec == tokens.spec]
         if not fitting:
             return "learning alone", None, True
@@ -254,9 +252,8 @@ def report(
     check_output(out, force)
     machine = load_decoder(decoder, compute) if decoder is not None else None
     places = [data] if isinstance(data, str | os.PathLike) else list(data)
-    archive = try_archive(places[0], compute) if len(places) == 1 else None
-    if archive is not None:
-        with archive:
+    if len(places) == 1 and is_archive(Path(places[0])):
+        with Archive(places[0], compute) as archive:
             return _report(archive, Path(places[0]).name, out, machine, segments, progress)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.zip"
@@ -273,7 +270,7 @@ def _report(
     archive: Archive, title: str, out: Path, decoder: Decoder | None, segments: int, progress: Progress
 ) -> Report:
     told = measure(archive, title, segments, progress)
-    model = archive_model(archive)
+    model = read_model(archive)
     painters = {}
     for spec in {part.spec for part in told.measured}:
         by_network = any(c.spec == spec and c.kind.has_network for c in archive.manifest.codings)

@@ -104,14 +104,14 @@ def _over_time(report: Report, found: Sequence[Moment]) -> str:
     chosen = list(dict.fromkeys([*(m.part for m in found), *range(len(parts))]))[:CHARTS_MAX]
     # The first frame, which nothing predicts, would flatten all others.
     top = (
-        max(float(np.quantile(parts[i].by_frame[1:], 0.999)) if len(parts[i].bits) > 1 else 1.0 for i in chosen) * 1.08
+        max(float(np.quantile(parts[i].by_frame[1:], 0.999)) if len(parts[i].bits) > 1 else 1.0 for i in chosen) * 1.25
     )
     charts = []
     for i in sorted(chosen):
         part, bits = parts[i], parts[i].by_frame
         dots = [(m.frame, m.bits, str(n), f"#moment-{n}") for n, m in enumerate(found, 1) if m.part == i]
         lines = [("faint", list(enumerate(bits))), ("main", list(enumerate(_smooth(bits))))]
-        ticks = [(t, _clock(part, t)) for t in _ticks(0, max(len(bits) - 1, 1), 6)]
+        ticks = [(t, _clock(part, t).removesuffix(".0")) for t in _ticks(0, max(len(bits) - 1, 1), 6)]
         chart = _chart(lines, ticks, 0, top, dots)
         charts.append(f"<h3>{escape(part.name)} <span>{bits.mean():.3f} bits/token</span></h3>{chart}")
     left = len(parts) - len(chosen)
@@ -212,7 +212,7 @@ def _extremes(report: Report, painters: Painters) -> str:
 
 
 def _segments(report: Report) -> str:
-    top = max(row.bits for row in report.rows)
+    top = max(max(row.bits for row in report.rows), 1e-9)
     rows = []
     for row in report.rows[:ROWS_MAX]:
         share = 100 * row.bits / top
@@ -294,6 +294,7 @@ def _chart(
     lines: (class, points). dots: (x, y, text, link).
     """
     xs = [x for _, line in lines for x, _ in line] or [0.0, 1.0]
+    high = max(high, low + 1e-3)  # all may cost nothing
     left, right = min(xs), max(max(xs), min(xs) + 1e-9)
     across: Callable[[float], float] = lambda x: 1000 * (x - left) / (right - left)  # noqa: E731
     up: Callable[[float], float] = lambda y: 1000 * min(max((high - y) / (high - low), 0.0), 1.0)  # noqa: E731
@@ -341,8 +342,7 @@ def _clock(part: Part, frame: float) -> str:
     if part.fps is None:
         return f"{frame:,.0f}"
     seconds = frame / part.fps
-    text = f"{seconds % 60:04.1f}" if seconds % 1 else f"{seconds % 60:02.0f}"
-    return f"{int(seconds // 60)}:{text}"
+    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
 
 
 def _offset(part: Part, frames: int) -> str:

@@ -59,12 +59,13 @@ def sheet(film: np.ndarray, numbers: Sequence[int], columns: int | None = None) 
     """A contact sheet (h, w, 3) of all frames, each with its number below."""
     count, height, width = film.shape[:3]
     if columns is None:  # about as wide as 4 : 3
-        columns = max(1, min(count, round((count * 4 / 3 * (height + 20) / width) ** 0.5)))
+        columns = max(1, min(count, round((count * 4 / 3 * (height + 32) / width) ** 0.5)))
     rows = -(-count // columns)
-    step = height + 20, width + GAP
-    paper = np.full((rows * step[0] + GAP, columns * step[1] + GAP, 3), PAPER, np.uint8)
+    gap = 3 * GAP  # wider than between two that are beside one another
+    step = height + 14 + gap, width + gap
+    paper = np.full((rows * step[0] + gap, columns * step[1] + gap, 3), PAPER, np.uint8)
     for i, (frame, number) in enumerate(zip(film, numbers)):
-        y, x = i // columns * step[0] + GAP, i % columns * step[1] + GAP
+        y, x = i // columns * step[0] + gap, i % columns * step[1] + gap
         paper[y : y + height, x : x + width] = frame
         _write(paper, y + height + 4, x, str(number))
     return paper

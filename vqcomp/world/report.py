@@ -16,8 +16,8 @@ from ..data.specs import COMMAVQ
 from ..runtime.manifest import Group
 from ..runtime.progress import Progress
 from ..runtime.spec import TokenSpec
+from .segment import read_model
 from .surprise import costs
-from .tokens import archive_model
 
 APART = 20
 """Frames that moments lie apart, at least: a second of comma's."""
@@ -104,7 +104,7 @@ def measure(archive: Archive, title: str, segments: int, progress: Progress | No
         share = group.size * segment.tokens / together
         raw = segment.tokens * spec.bits / 8
         rows.append(Row(segment.name, segment.shape[0], segment.tokens, raw, share, kind.name))
-    model, measured = archive_model(archive), []
+    model, measured = read_model(archive), []
     groups = _spread(manifest.groups, segments)
     names = [manifest.segments[i].name for g in groups for i in g.segments]
     tokens = sum(prod(manifest.segments[i].shape) for g in groups for i in g.segments)

@@ -18,6 +18,7 @@ from ..data.specs import COMMAVQ, find_specs
 from ..runtime import layout
 from ..runtime.compute import Compute
 from ..runtime.errors import InputError
+from ..runtime.kinds import Kind
 from ..runtime.spec import TokenSpec
 
 SHOWN = 3
@@ -34,6 +35,13 @@ class NamedTokens:
     dtype: np.dtype[Any]
     model: bytes | None
     """The network (.vqm) of the archive that it lies in, if that has one for these tokens."""
+    kind: Kind | None = None
+    """What codes it in the archive that it lies in."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 (T, H, W)."""
+        return self.spec.join(self.tokens).reshape(-1, self.spec.height, self.spec.width)
 
 
 def is_archive(path: Path) -> bool:
@@ -60,15 +68,20 @@ def read_segment(
             segment = archive.segments[list(archive).index(chosen)]
             spec, kind = archive.manifest.coding_of(segment)
             model = None
-            if kind.has_network and archive.manifest.model:
-                model = archive.read(layout.MODEL, archive.manifest.model[0])
+            if kind.has_network:
+                model = read_model(archive)
             ids = archive[chosen].reshape(segment.shape[0], spec.positions)
             tokens = spec.split(ids.astype(np.int64)).astype(np.int32)
-            return NamedTokens(chosen, tokens, spec, segment.dtype, model)
+            return NamedTokens(chosen, tokens, spec, segment.dtype, model, kind)
     segments = {s.name: s for s in find_segments(path, grid).segments}
     source = segments[_choose(str(path), list(segments), name)]
     (spec,) = find_specs([source], [source.maximum()], [*([known] if known else []), COMMAVQ])
     return NamedTokens(source.name, source.tokens_of(spec), spec, source.dtype, None)
+
+
+def read_model(archive: Archive) -> bytes | None:
+    """The network (.vqm) that an archive carries."""
+    return archive.read(layout.MODEL, archive.manifest.model[0]) if archive.manifest.model else None
 
 
 def _choose(place: str, names: list[str], name: str | None) -> str:
