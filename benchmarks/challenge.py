@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder of .npy files or shards  [default: fetch the challenge's]")
     parser.add_argument("--train", metavar="TIME", help="train a network for so long (90s, 20m, 2h)")
     parser.add_argument("--preset", default="base", help="which network")
+    parser.add_argument("--held-out", metavar="N", help="frames to choose weights by, as of vqcomp train")
     parser.add_argument("--model", default="auto", help="what to compress with, where nothing is trained")
     parser.add_argument("--cluster", metavar="ADDRESS", help="for vqcomp compress")
     parser.add_argument("-j", "--jobs", help="for vqcomp compress")
@@ -157,10 +158,11 @@ def main() -> None:
     common = ["--device", arguments.device, *(["-T", arguments.threads] if arguments.threads else [])]
     model, archive, unpacked = work.folder / "model.vqm", work.folder / "submission.zip", work.folder / "unpacked"
     if arguments.train:
+        held_out = ["--held-out", arguments.held_out] if arguments.held_out else []
         resume = ["--resume"] if model.with_suffix(".ckpt").exists() else ["-f"]
         work.stage("train", lambda: call([
             *VQCOMP, "train", *data, "-o", model, "--preset", arguments.preset, "--time", arguments.train,
-            "--for-segments", str(len(segments)), *resume, *common,
+            "--for-segments", str(len(segments)), *held_out, *resume, *common,
         ]))  # fmt: skip
 
     can = {option for parameter in compress.params for option in parameter.opts}

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=150)
     parser.add_argument("--train", type=float, default=60, metavar="SECONDS")
     parser.add_argument("--preset", default="pico")
+    parser.add_argument("--held-out", type=int, default=8, metavar="N", help="frames that choose the trained weights")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts, model = [int(n) for n in arguments.segments.split(",")], find_model(arguments.source, "--from")
@@ -76,7 +77,7 @@ def main() -> None:
             learner = bits_per_token(tokens(chosen), spec, None, adapt=True)
             data = [folder / "all" / name for name in chosen]
             trained = folder / f"{count}.vqm"
-            settings = {"time": arguments.train, "seed": 0}
+            settings = {"time": arguments.train, "held_out": arguments.held_out, "seed": 0}
             api.train(data, trained, settings, preset=arguments.preset, device="cpu", threads=1)
             alone, mixed = (bits_per_token(tokens(others), spec, trained.read_bytes(), adapt=a) for a in (False, True))
             print(

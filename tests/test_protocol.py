@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_tensors, tiny_config
 
-from vqcomp.cli import run
+from vqcomp.cli import archives, run
 from vqcomp.data.onex import open_video
 from vqcomp.data.onex_write import write_video
 from vqcomp.data.synthetic import write_synthetic
@@ -275,6 +276,9 @@ def test_the_metric_takes_steps_and_a_decoder(tmp_path, network, monkeypatch, ca
     for score in list(scores.values())[:2]:
         assert 0 < score.lpips <= 1
     command = ["evaluate", "--protocol", "1x", str(tmp_path / "val"), "--max-windows", "1", "--steps", "2"]
+    monkeypatch.setattr(archives, "load_decoder", lambda place, compute: SimpleNamespace(decode=paint))
+    assert run([*command, "--model", str(model), "--device", "numpy", "--decoder", "tiny"]) == 0
+    assert capsys.readouterr().out.count(", LPIPS ") == 2
     assert run([*command, "--model", str(model), "--device", "numpy"]) == 0
     assert run([*command, "--model", str(plain), "--device", "numpy"]) == 1
     assert "within_frame=true" in capsys.readouterr().err
@@ -303,7 +307,7 @@ def test_lpips_needs_its_package_and_images_of_one_shape(monkeypatch):
     with pytest.raises(InputError, match="of one shape"):
         distance(black, white[:3])
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(DependencyError, match=r"vqcomp\[video\]"):
+    with pytest.raises(DependencyError, match=r"vqcomp\[lpips\]"):
         perceptual.load_lpips()
 
 

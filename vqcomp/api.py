@@ -36,8 +36,10 @@ from .runtime.restore import report_loss, restore
 from .runtime.spec import TokenSpec
 from .training import torch_ready
 from .training.outputs import check_outputs
-from .world import protocol
+from .world import generated, protocol
+from .world.imagine import make_imaginer
 from .world.sampling import Sampling
+from .world.segment import read_segment
 
 if TYPE_CHECKING:
     from .training.fit import Trained
@@ -362,11 +364,7 @@ def imagine(
     sampling, steps, order: see Sampling and NetworkImaginer. Raises InputError, ModelError, DamageError,
     PlatformError, DependencyError.
     """
-    from .world import generated
-    from .world.imagine import make_imaginer
-    from .world.segment import read_segment
-
-    compute, progress, sampling = compute or Compute(), progress or Progress(), sampling or Sampling()
+    compute, progress, sampling = (compute or Compute()).checked(), progress or Progress(), sampling or Sampling()
     paths = generated.outputs(Path(out), samples, force=force, folders=layout == "1x")
     given = find_model(model, "--model") if os.fspath(model) not in ("auto", "none") else None
     window = generated.WINDOW if layout == "1x" else None

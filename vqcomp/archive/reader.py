@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +17,9 @@ import numpy as np
 from ..data.files import open_file
 from ..data.messages import reason
 from ..runtime import layout
+from ..runtime.codec import Advance
 from ..runtime.compute import Compute
-from ..runtime.errors import ArchiveError, DamageError, FormatError
+from ..runtime.errors import ArchiveError, DamageError, FormatError, InputError
 from ..runtime.files import contents
 from ..runtime.manifest import Kept, Manifest, Segment
 from ..runtime.reader import Reader
@@ -67,6 +68,7 @@ class Archive(Reader, Mapping[str, np.ndarray]):
             if self._zip:
                 self._zip.close()
             raise
+        self._segments = {s.name: s for s in self.manifest.segments}
 
     def close(self) -> None:
         super().close()
@@ -126,6 +128,34 @@ class Archive(Reader, Mapping[str, np.ndarray]):
         entries = {name: (self.path / name).stat().st_size for name in layout.ENTRIES if (self.path / name).exists()}
         return {**entries, "total": sum(entries.values())}
 
+    def decode(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        damaged: dict[str, str] | None = None,
+        advance: Advance | None = None,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, array) in the archive's order, of the named segments or of all: see `decode_segments`.
+
+        Without `damaged`, a damaged segment raises DamageError. Raises InputError on an unknown name, FormatError for
+        ids that do not fit their dtype.
+        """
+        wanted = self._segments.keys() if names is None else set(names)
+        for name in sorted(wanted - self._segments.keys()):
+            raise InputError(f"{self.path}: no segment {name} inside; `vqcomp list` shows the names")
+        lost: dict[str, str] = {} if damaged is None else damaged
+        for item in self.decode_segments(wanted, lost, advance):
+            if damaged is None:
+                self._require_whole(lost)
+            yield item
+        if damaged is None:
+            self._require_whole(lost)
+
+    def _require_whole(self, lost: dict[str, str]) -> None:
+        if lost:
+            reasons = "; ".join(f"segment {name!r}: {reason}" for name, reason in lost.items())
+            raise DamageError(f"{self.path}: {reasons}")
+
     def check_entries(self) -> None:
         """Check every entry, the decoder too, against the zip's own CRC, or bzip2's in a folder. Raises DamageError."""
         if not self._zip:
@@ -153,6 +183,17 @@ class Archive(Reader, Mapping[str, np.ndarray]):
     def check_stream(self, group: int) -> None:
         """Raise DamageError if the bytes of a group's stream are not those that were written."""
         self._stream(self.manifest.groups[group])
+
+    def _array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
+        if ids.max() > np.iinfo(segment.dtype).max:
+            raise FormatError(f"{self.path}: {segment.name}: its dtype {segment.dtype} is too small for its ids")
+        return super()._array(segment, ids)
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        # Forked processes share the place in an open file: they must not seek.
+        if hasattr(os, "pread"):
+            return os.pread(self._streams.fileno(), size, start)
+        return super()._read_at(start, size)
 
     def read_manifest(self) -> Manifest:
         data = self.read(layout.MANIFEST, layout.MANIFEST_LIMIT + 1)

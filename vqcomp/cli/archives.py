@@ -23,6 +23,7 @@ from ..runtime import layout
 from ..runtime.adapt import GROUP_LIMIT
 from ..runtime.compute import Compute
 from ..runtime.restore import report_loss
+from ..world.decoders import load_decoder
 from ..world.protocol import Score
 from .options import Function, compute_options, count, options, parse_time
 from .progress import Bar
@@ -76,8 +77,8 @@ def compress(
     """Compress DATA into the zip OUT; "-" is standard output.
 
     DATA is a .npy file, a shard of commaVQ (.tar.gz, or an older .zip), a folder of these, a folder of 1X's world-model
-    data, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are (T, H, W) or (T, H*W),
-    of integers in 0..65535. The zip holds all that it takes to restore them.
+    data, an archive of vqcomp's, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are
+    (T, H, W) or (T, H*W), of integers in 0..65535. The zip holds all that it takes to restore them.
     """
 
     if len(paths) < 2:
@@ -235,11 +236,15 @@ def describe(archive: Archive) -> dict[str, Any]:
     "--steps", type=click.IntRange(1), default=1, show_default=True, metavar="M",
     help="Generate frames in M steps (MaskGIT), by a model trained with --set within_frame=true.",
 )  # fmt: skip
+@click.option(
+    "--decoder", metavar="FILE|hf://...", help="With --protocol: render frames by it, as `render` does, for LPIPS."
+)
 @compute_options
 @options("cluster", "grid", "json", "quiet")
 def evaluate(
     paths: tuple[str, ...], protocol: str | None, model: str | None, skip_bad: bool, max_windows: int | None,
-    steps: int,    compute: Compute, cluster: str | None, grid: Grid | None, as_json: bool, quiet: bool,
+    steps: int, decoder: str | None, compute: Compute, cluster: str | None, grid: Grid | None, as_json: bool,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
 
@@ -250,7 +255,8 @@ def evaluate(
             raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
         if cluster:
             raise click.UsageError("--protocol 1x runs on this machine alone, without --cluster")
-        scores = api.evaluate_1x(model, paths[0], max_windows=max_windows, steps=steps, compute=compute)
+        decode = load_decoder(decoder, compute).decode if decoder else None
+        scores = api.evaluate_1x(model, paths[0], max_windows=max_windows, steps=steps, decode=decode, compute=compute)
         _print_scores(scores, as_json)
         return 0
     if len(paths) < 2:

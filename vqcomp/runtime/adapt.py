@@ -130,9 +130,10 @@ class AdaptiveCodec(Codec):
             for f, mixer in enumerate(mixers):
                 mixer.begin(frame[:, :, :f], given[f])
                 node = np.ones((1, bits[f].shape[1]), np.int64)
-                for level in range(mixer.levels):
-                    bits[f][level] = decoder.get_bits(mixer.predict(level, node)[0])
-                    node = node * 2 + bits[f][level]
+                for level, row in enumerate(bits[f]):
+                    row[:] = decoder.get_bits(mixer.predict(level, node)[0])
+                    node *= 2
+                    node += row
                 tokens = node - (1 << mixer.levels)
                 if tokens.max() >= self.spec.factors[f]:
                     raise DamageError("a stream decodes to an id outside the vocabulary; fetch the archive again")

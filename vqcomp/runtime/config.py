@@ -130,8 +130,9 @@ class ModelConfig:
         if {"within_frame", *values} != names:
             raise ModelError(f"model config: expected the fields {sorted(names)}, found {sorted(values)}")
         try:
-            tables = ("factors", "flags", "copies")
-            known: dict[str, Any] = {k: _integer(v) for k, v in values.items() if k not in tables}
+            others = ("factors", "flags", "copies", "within_frame")
+            known: dict[str, Any] = {k: _integer(v) for k, v in values.items() if k not in others}
+            known["within_frame"] = values.get("within_frame", False)
             known["factors"] = tuple(_integer(v) for v in values["factors"])
             known["flags"] = tuple((_offset(a), _offset(b)) for a, b in values["flags"])
             known["copies"] = tuple(_offset(o) for o in values["copies"])

@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno == errno.ENOSPC:
-            reason += f" ({shutil.disk_usage(path.parent).free:,} bytes are free); make room or choose another disk"
+            reason += f" ({shutil.disk_usage(path.parent).free:,} bytes free)"
         raise InputError(f"{path}: cannot be written: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)

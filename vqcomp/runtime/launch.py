@@ -24,21 +24,21 @@ def main(here: str) -> int:
     """Restore the archive unpacked at `here` into $OUTPUT_DIR; returns the exit code."""
     options = read_options()
     if sys.maxsize < 1 << 32:  # NumPy's indices are of 32 bits there, too narrow for those of the tables
-        print("error: expected a 64-bit Python, found one of 32 bits; run this with another one", file=sys.stderr)
+        print("error: expected a 64-bit Python, found one of 32 bits", file=sys.stderr)
         return 1
     try:
         # Many small products: threads that wait for each other cost more than they save.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not (has_numpy() or install_numpy()):
-            print(f'error: NumPy is missing; install it: "{sys.executable}" -m pip install "{NUMPY}"', file=sys.stderr)
+            print(f'error: NumPy is missing: "{sys.executable}" -m pip install "{NUMPY}"', file=sys.stderr)
             return 1
         from .coder import CONSTRICTION, constriction
         from .main import restore_here
 
         if not constriction:
             print(
-                f"note: constriction {CONSTRICTION} is not here; without it, decoding takes a little longer",
+                f"note: constriction {CONSTRICTION} is not here: decoding takes a little longer",
                 file=sys.stderr,
             )
         return restore_here(here, options)
@@ -50,15 +50,14 @@ def main(here: str) -> int:
 def read_options() -> dict[str, Any]:
     """The options that were given, by their names."""
     parser = argparse.ArgumentParser(
-        prog="decompress.py",
         description="Restore the files in this archive into $OUTPUT_DIR.",
         argument_default=argparse.SUPPRESS,  # compute.py has the defaults
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="restore these alone")
     parser.add_argument("--device", help="auto, numpy, cpu, cuda or cuda:N")
-    parser.add_argument("--batch-size", type=positive, help="segments computed together")
+    parser.add_argument("--batch-size", type=positive, help="segments at a time")
     parser.add_argument("-T", "--threads", type=positive, help="threads of a process")
-    parser.add_argument("-j", "--jobs", type=positive, help="processes (default: half the CPUs)")
+    parser.add_argument("-j", "--jobs", type=positive, help="processes")
     return vars(parser.parse_args())
 
 

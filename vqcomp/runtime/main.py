@@ -33,8 +33,8 @@ def restore_here(here: str, options: dict[str, Any]) -> int:
         if lost:
             print("error:", report_loss(lost, total), file=sys.stderr)
             return 3
-        files = "1 file" if total == 1 else f"{total} files"
-        print(f"restored {files} into {output} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+        plural = "s" * (total > 1)
+        print(f"restored {total} file{plural} into {output} in {time.monotonic() - start:.1f} s", file=sys.stderr)
         return 0
     except VqcompError as error:
         print(f"error: {error}", file=sys.stderr)

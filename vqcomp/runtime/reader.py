@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -16,7 +16,7 @@ from .compute import Compute
 from .errors import ArchiveError, DamageError, FormatError, InputError
 from .kinds import make_codec
 from .layout import MANIFEST, MODEL, STREAMS
-from .manifest import Group, Manifest, parse
+from .manifest import Group, Manifest, Segment, parse
 
 ReaderType = TypeVar("ReaderType", bound="Reader")
 
@@ -49,7 +49,6 @@ class Reader:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ArchiveError as error:
             raise type(error)(f"{path}: {error}") from error
-        self._segments = {s.name: s for s in self.manifest.segments}
 
     def __enter__(self: ReaderType) -> ReaderType:
         return self
@@ -80,9 +79,17 @@ class Reader:
             raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
         return handle, 0, os.fstat(handle.fileno()).st_size
 
+    def _read_at(self, start: int, size: int) -> bytes:
+        """Bytes of the file that holds the streams."""
+        self._streams.seek(start)
+        return self._streams.read(size)
+
+    def _array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
+        """A segment as it was, of its ids (T, S)."""
+        return ids.astype(segment.dtype).reshape(segment.shape)
+
     def _stream(self, group: Group) -> bytes:
-        self._streams.seek(self._start + group.offset)
-        data = self._streams.read(group.size)
+        data = self._read_at(self._start + group.offset, group.size)
         if len(data) != group.size or zlib.crc32(data) != group.crc32:
             raise DamageError("its stream's checksum does not match")
         return data
@@ -98,24 +105,17 @@ class Reader:
             self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=self.compute)
         return self._codecs[index]
 
-    def decode(
-        self,
-        names: Iterable[str] | None = None,
-        *,
-        damaged: dict[str, str] | None = None,
-        advance: Advance | None = None,
+    def decode_segments(
+        self, names: Collection[str], damaged: dict[str, str], advance: Advance | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield (name, array) in the archive's order, of the named segments or of all.
+        """Yield (name, array) in the archive's order, of the segments of these names.
 
         About compute.batch_size segments, or a group for each process, are in memory at a time. Every array has passed
-        its CRC. Damaged segments are left out and named in `damaged`, name -> reason; without it they raise
-        DamageError. After all segments, the hash of the whole is checked too. `advance` is called with the number of
-        newly decoded tokens, those of other segments in the same streams included. Raises InputError on an unknown
-        name.
+        its CRC. Damaged segments are left out and named in `damaged`, name -> reason. Where all segments are asked for
+        and none is damaged, the hash of the whole is checked at the end: raises DamageError. `advance` is called with
+        the number of newly decoded tokens, those of other segments in the same streams included.
         """
-        wanted = set(self._segments) if names is None else set(names)
-        for name in sorted(wanted - set(self._segments)):
-            raise InputError(f"{self.path}: no segment {name!r} inside; `vqcomp list` shows the names")
+        wanted = set(names)
         lost: dict[str, str] = {}
         whole = hashlib.sha256()
         for batch in self._batches(wanted):
@@ -128,19 +128,10 @@ class Reader:
                     elif segment.name in wanted:
                         whole.update(data)
                         ids = self.manifest.codings[group.coding].spec.join(tokens)
-                        if ids.max() > np.iinfo(segment.dtype).max:
-                            raise FormatError(f"{self.path}: {segment.name}: ids do not fit {segment.dtype}")
-                        yield segment.name, ids.astype(segment.dtype).reshape(segment.shape)
-            found = {name: reason for name, reason in lost.items() if name in wanted}
-            if damaged is not None:
-                damaged.update(found)
-            elif found:
-                reasons = "; ".join(f"segment {name!r}: {reason}" for name, reason in found.items())
-                raise DamageError(f"{self.path}: {reasons}")
-        if len(wanted) == len(self._segments) and not lost and whole.hexdigest() != self.manifest.sha256:
-            raise DamageError(
-                f"{self.path}: the hash of all tokens does not match, though each segment's checksum does"
-            )
+                        yield segment.name, self._array(segment, ids)
+            damaged.update({name: reason for name, reason in lost.items() if name in wanted})
+        if len(wanted) == len(self.manifest.segments) and not lost and whole.hexdigest() != self.manifest.sha256:
+            raise DamageError(f"{self.path}: the hash of all tokens does not match")
 
     def _batches(self, wanted: set[str]) -> Iterator[list[Group]]:
         """Groups that hold wanted segments, in lists of one coding and about compute.batch_size segments."""

@@ -43,7 +43,7 @@ def restore(
         path = folder / name
         try:
             if root not in (path.parent.resolve() / "x").parents:
-                raise UnsafeNameError(f"{path}: leads out of {folder}; expected a place inside")
+                raise UnsafeNameError(f"{path}: this name or a link leads out of {folder}; expected a place inside")
             make_folder(path.parent, created)
             is_new = not path.exists()
             with replacing(path) as temporary, open(temporary, "xb") as handle:
@@ -63,9 +63,8 @@ def restore(
         tokens = sum(s.tokens for s in archive.manifest.segments if s.group in groups)
         progress.begin("decoding", len(chosen.segments), tokens)
         root = folder.resolve()
-        decoded = archive.decode(
-            [s.name for s in chosen.segments], damaged=lost, advance=lambda count: progress.advance(0, count)
-        )
+        wanted = [s.name for s in chosen.segments]
+        decoded = archive.decode_segments(wanted, lost, lambda count: progress.advance(0, count))
         for raw, items in groupby(decoded, lambda item: chosen.raw.get(item[0])):
             if raw:
                 from .files import save_raw

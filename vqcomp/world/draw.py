@@ -50,9 +50,13 @@ class Draws:
         symbols = (bounds[:, 1:-1] <= points[:, None]).sum(1)
         rows = np.arange(len(bounds))
         widths = bounds[rows, symbols + 1] - bounds[rows, symbols]
-        # All intervals together are (1 << PRECISION) - 2 wide: see `coder.partition`.
+        # All intervals together are (1 << PRECISION) - 2 wide: see `tables.partition`.
         self._bits.append(len(bounds) * np.log2((1 << PRECISION) - 2.0) - fsum(np.log2(widths)))
         return symbols.astype(np.int64)
+
+    def get(self, table: np.ndarray) -> np.ndarray:
+        """As Decoder.get: one symbol by each row of frequencies less one (n, size), a guard at each end."""
+        return self.get_symbols(np.cumsum(table.astype(np.int64) + 1, 1)[:, :-1]) + 1
 
     def _points(self, count: int) -> np.ndarray:
         """Integers (count,), uniform in 1..2^24 - 2, where intervals lie: the upper 24 bits of so many words of 64.
