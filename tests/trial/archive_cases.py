@@ -268,6 +268,9 @@ def _forged(random: Random, folder: Path, whole: Specimen, manifest: bytes) -> O
             (path / name).write_bytes(data)
     try:
         outcome = _open_forged(random, path, whole)
+    except MemoryError:
+        # A frame may honestly have 2^18 positions, which take gigabytes; commands say so in a line.
+        return Outcome(Verdict.ERROR)
     except Exception as error:
         return verdicts.of_error(error)
     return outcome
