@@ -99,8 +99,8 @@ class _Base:
         return np.concatenate([_pixels(self.run(batch)) for batch in batches])
 
     def run(self, ids: np.ndarray) -> np.ndarray:
-        """ids int64 (B, H, W) -> RGB (B, 3, h, w), floats of about 0..255."""
-        raise NotImplementedError
+        """ids int64 (B, H, W) -> RGB (B, 3, h, w), floats of about 0..255. Each kind of checkpoint has its own."""
+        raise AssertionError
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
