@@ -300,6 +300,37 @@ def test_a_second_interrupt_does_not_disturb_the_tidying_up(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "tidy\n", "")
 
 
+@posix
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupt_that_comes_where_no_exception_gets_out_is_not_lost(name, code):
+    program = (
+        "import os, signal, sys, time\n"
+        "from vqcomp import cli\n"
+        "class Last:\n"
+        f"    def __del__(self): os.kill(os.getpid(), signal.{name}); time.sleep(0.01)\n"
+        "def verb(*_, **__):\n    Last()\n    time.sleep(60)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "cli.cli.main = verb\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=50)
+    assert (done.returncode, done.stderr) == (code, "interrupted\n" if code == 130 else "")
+
+
+def test_a_checkpoint_with_any_byte_changed_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    from vqcomp.training.checkpoint import read_checkpoint, write_checkpoint
+
+    path = tmp_path / "m.ckpt"
+    write_checkpoint(path, {"w": torch.arange(40.0), "v": torch.ones(40)})
+    data = path.read_bytes()
+    assert read_checkpoint(path, {})["v"].sum() == 40
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :])
+        with pytest.raises(InputError, match="damaged"):
+            read_checkpoint(path, {})
+
+
 def test_the_package_is_there_at_once_and_names_all_that_it_offers():
     code = (
         "import sys, vqcomp\n"

@@ -8,11 +8,9 @@ with vqcomp.open("out.zip") as archive:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from .version import __version__
 
+TYPE_CHECKING = False  # as of typing, whose import would take a while
 if TYPE_CHECKING:
     from .api import check, compress, decompress, evaluate
     from .api import open_archive as open
@@ -61,10 +59,12 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """What `__all__` names is imported when it is first asked for, so that the command line is there at once."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib import import_module
+
     module = import_module(f".{_HOME.get(name, 'runtime.errors')}", __name__)
     value = getattr(module, "open_archive" if name == "open" else name)
     globals()[name] = value

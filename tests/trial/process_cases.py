@@ -163,9 +163,13 @@ def _killed(
         return Outcome(Verdict.HANG, f"{told}: no end within {PATIENCE:.0f} s")
     # Those that it had only begun to start cannot know that it was killed outright.
     if number != signal.SIGKILL and ("Traceback" in errors or "Exception ignored" in errors):
-        # While Python itself starts, nothing of ours has run yet.
+        # While Python itself starts, and looks for the module to run, nothing of ours has run yet.
         ours = re.search(r'File "[^"]*(vqcomp/|decompress\.py|multiprocessing/|threading\.py)', errors)
-        return Outcome(Verdict.TRACEBACK, f"{told}: {_place(errors)}") if ours else Outcome(Verdict.ERROR)
+        return (
+            Outcome(Verdict.TRACEBACK, f"{told}: {_place(errors)}")
+            if ours and "_get_module_details" not in errors
+            else Outcome(Verdict.ERROR)
+        )
     if code not in (0, *{signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2)}[number]):
         return Outcome(Verdict.TRACEBACK, f"{told}: exit code {code}: {errors.strip()[-120:]!r}")
     if code == 130 and errors.strip() != "interrupted" and name != "decompress.py":

@@ -25,6 +25,7 @@ for _place in (TRIAL, TRIAL.parent, TRIAL.parent.parent):
     sys.path.insert(0, str(_place))
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ["PYTHONWARNINGS"] = "ignore"  # those who are ended leave semaphores behind
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (TRIAL, TRIAL.parent, TRIAL.parent.parent)))
 
 from verdicts import FAILURES, Outcome, Verdict

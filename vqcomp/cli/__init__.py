@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
+import threading
 
 import click
 
@@ -49,6 +51,7 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup, and so it shall be
             signal.signal(number, terminate)
+    sys.unraisablehook = _raise_again
     code = run(sys.argv[1:])
     # Nothing is left to tidy up: while Python ends, an interrupt has it end at once.
     if signal.getsignal(signal.SIGINT) == terminate:
@@ -56,6 +59,22 @@ def main() -> None:
             sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
+
+
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send a signal again whose exception was raised where none gets out, such as in a callback of an import."""
+    error = unraisable.exc_value
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        number = error.code - 128
+    elif isinstance(error, KeyboardInterrupt):
+        number = int(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(unraisable)
+        return
+    signal.signal(number, terminate)
+    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def run(arguments: list[str]) -> int:
