@@ -151,7 +151,7 @@ def test_a_cluster_that_loses_every_worker_is_an_error_and_the_journal_goes_on(c
     out = tmp_path / "out.zip"
     with monkeypatch.context() as patch:
         patch.setattr(codec, "_make_task", make_task)
-        with pytest.raises(InputError, match="lost 4 times.*--batch-size"):
+        with pytest.raises(InputError, match=r"lost 4 times.*--batch-size"):
             compressed(out, cluster="auto", compute=Compute(threads=1, jobs=1))
     assert files_in(tmp_path) == {"count", journal_path(out).name}
     notes = []
@@ -217,18 +217,24 @@ def test_an_address_that_is_none_is_an_error(tmp_path, address):
         compressed(tmp_path / "out.zip", cluster=address)
 
 
-@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "auto"])
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1"])
 def test_a_cluster_that_cannot_be_reached_is_an_error(ray, tmp_path, address):
     np.save(tmp_path / "a.npy", DATA["00.npy"])
     command = [sys.executable, "-m", "vqcomp", "compress", "a.npy", "out.zip", "--cluster", address]
-    # "auto" would look there for the cluster of another test.
-    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "ray")}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stderr
     assert f"error: --cluster {address}" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out.zip").exists()
+
+
+def test_no_cluster_on_this_machine_is_an_error(ray, tmp_path, monkeypatch):
+    def init(*_, **__):
+        raise ConnectionError("Could not find any running Ray instance. Please specify the one to connect to.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError, match=r"--cluster auto: cannot be reached.*`ray start --head` starts one"):
+        compressed(tmp_path / "out.zip", cluster="auto")
 
 
 def test_a_ray_that_was_never_tried_is_an_error(ray, tmp_path, monkeypatch):
