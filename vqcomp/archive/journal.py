@@ -132,16 +132,20 @@ class Journal:
                 self.model = json.loads(name), model
             self._places.append((self._end + _HEAD.size, len(payload)))
             self._end += _HEAD.size + len(payload)
-        with self._explained():
-            if head is None:
+        if head is not None:
+            with self._explained():
+                self._file.truncate(self._end)
+            return
+        try:
+            with self._explained():
                 self._file.truncate(0)
                 self._write(0, MAGIC)
-            else:
-                self._file.truncate(self._end)
-        if head is None:
             self._append(json.dumps(about).encode())
             self._sync()
-            _sync_folder(self.path.parent)
+        except BaseException:
+            self.remove()  # nothing is in it
+            raise
+        _sync_folder(self.path.parent)
 
     def _next_record(self) -> bytes | None:
         """The payload of the record at the end of what was read so far; None where there is none, or half of one."""

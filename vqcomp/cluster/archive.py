@@ -10,7 +10,7 @@ import numpy as np
 from ..archive.reader import Archive
 from ..runtime.codec import Advance
 from ..runtime.compute import Compute
-from ..runtime.errors import DamageError
+from ..runtime.errors import ArchiveError, DamageError
 from ..runtime.layout import MODEL
 from ..runtime.manifest import Group
 from .codec import Cluster, ClusterCodec
@@ -47,7 +47,7 @@ class ClusterArchive(Archive):
     ) -> Iterator[tuple[Group, list[np.ndarray]]]:
         try:
             codec = self._codec(groups[0].coding)
-        except DamageError as error:
+        except ArchiveError as error:
             for group in groups:
                 self._lose(group, error, lost)
             return
@@ -56,7 +56,7 @@ class ClusterArchive(Archive):
             for group in groups:
                 try:
                     yield group, self._stream(group), [self.segments[i].shape[0] for i in group.segments]
-                except DamageError as error:
+                except ArchiveError as error:
                     self._lose(group, error, lost)
 
         for group, found in codec.decoded(healthy(), advance):

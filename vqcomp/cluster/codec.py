@@ -350,4 +350,4 @@ def _start(ray: Any, address: str) -> None:
 def _last_line(error: BaseException) -> str:
     """What an error says in the end: Ray's begin with a traceback of the worker's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].rstrip(".") if lines else type(error).__name__
