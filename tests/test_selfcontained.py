@@ -163,6 +163,14 @@ def test_the_output_folder_may_be_the_unpacked_archive_itself_and_twice(unpacked
         check_files(folder, items, OWN)
 
 
+@pytest.mark.parametrize("name", ["adaptive", "mixed"])
+def test_processes_that_have_nothing_to_do_are_not_asked_for(unpacked, tmp_path, name):
+    folder, items = unpacked(name)  # of one group
+    done = run(folder, tmp_path, "-j", "2", OUTPUT_DIR=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    check_files(tmp_path / "out", items)
+
+
 @pytest.mark.parametrize("cwd", ["unpacked", "elsewhere"])
 def test_it_runs_from_any_folder(unpacked, tmp_path, cwd):
     folder, items = unpacked("both")

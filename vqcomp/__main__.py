@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found, unused-ignore]  # for signal itself takes a while to import
 import os
-import signal
 import sys
 
 if sys.version_info < (3, 11):
@@ -13,8 +13,8 @@ if sys.version_info < (3, 11):
 def main() -> None:
     """Run the command line and exit with its code."""
     # Imports take a while, and an exception in the middle of one ends in a traceback at best.
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+    if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _leave)
     # Before NumPy and torch come in: threads that have nothing to do shall wait, and not spin until others starve.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -102,7 +102,10 @@ class Reader:
                 model = self.read(MODEL, size + 1)
                 if hashlib.sha256(model).hexdigest() != sha256:
                     raise DamageError(f"{MODEL} is damaged: its checksum does not match")
-            self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=self.compute)
+            # One group is no work for several processes, and a decoder may come without the module that starts them.
+            several = sum(group.coding == index for group in self.manifest.groups) > 1
+            compute = self.compute if several else self.compute._replace(jobs=1)
+            self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=compute)
         return self._codecs[index]
 
     def decode_segments(

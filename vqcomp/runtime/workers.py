@@ -58,6 +58,8 @@ class Workers(Codec):
             # Those that have only been started could not find what this process has taken down meanwhile.
             for process in self._started:
                 process.kill()
+            for process in self._started:
+                process.wait()
             # Waits for the pool's own thread alone: while Python ends, it must not be found closing its pipe.
             self._pool.shutdown(cancel_futures=True)
             for end in (self._life, *self._reports):
@@ -86,7 +88,9 @@ class Workers(Codec):
         parts = [[column[a:b] for column in columns] for a, b in pairwise(cuts)]
         pool = self._pool = self._pool or self._open()
         try:
-            futures: list[Future[Any]] = [pool.submit(_run, method, part) for part in parts]
+            # The pool must not be closed half started: it would wait for a thread that has not begun.
+            with _no_interrupts():
+                futures: list[Future[Any]] = [pool.submit(_run, method, part) for part in parts]
             pending = set(futures)
             while pending:
                 pending = wait(pending, POLL).not_done
@@ -114,7 +118,7 @@ class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process: BaseProcess) -> Any:
         started = vars(process).pop("started")  # which cannot be sent to the process
-        with _hidden_main(), _no_interrupts():
+        with _hidden_main():
             started.append(SpawnProcess._Popen(process))  # type: ignore[attr-defined, unused-ignore]
         return started[-1]
 
