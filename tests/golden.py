@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from networks import random_segment, random_tensors, tiny_config
 
-from vqcomp.runtime.coder import Encoder, partition
+from vqcomp.runtime.coder import Encoder
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
 from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.tables import partition, put_symbols
 from vqcomp.runtime.weights import read_config, write_model
 
 FILE = Path(__file__).with_name("golden.json")
@@ -48,7 +49,7 @@ def predicted() -> np.ndarray:
 
 def words() -> list[int]:
     encoder = Encoder()
-    encoder.put_symbols(np.arange(8), partition(np.add.outer(np.arange(8), np.arange(8)) ** 3))
+    put_symbols(encoder, np.arange(8), partition(np.add.outer(np.arange(8), np.arange(8)) ** 3))
     return np.frombuffer(encoder.finish(), "<u4").tolist()
 
 

@@ -14,13 +14,15 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from networks import random_segment, random_tensors, tiny_config
+from networks import random_tensors, tiny_config
 from shipped import imported
 
 import vqcomp
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps
+from vqcomp.runtime.kinds import make_codec
+from vqcomp.runtime.layout import STREAMS
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.weights import write_model
 
@@ -33,23 +35,24 @@ def main(folder: Path) -> None:
     model = folder / "model.vqm"
     if not model.exists():
         model.write_bytes(write_model(config, tensors, self_test(Engine(config, tensors, NumpyOps()))))
-    segments = {}
-    for i, frames in enumerate((12, 7, 20)):
-        segments[f"segment-{i}.npy"] = random_segment(config.spec, frames, i).reshape(frames, 4, 8).astype(np.int16)
+    # What random words decode to is as the network predicts it: other tokens would be coded uniformly.
+    random, lengths = np.random.RandomState(0), (12, 7, 20)
+    codec = make_codec(config.spec, model.read_bytes(), compute=Compute("numpy"))
+    drawn = codec.decode([random.bytes(8 * n * config.positions) for n in lengths], [[n] for n in lengths])
+    segments = {f"segment-{i}.npy": x.reshape(-1, 4, 8).astype(np.int16) for i, (x,) in enumerate(drawn)}
     archive = folder / f"{os.getpid()}.zip"
     vqcomp.compress(segments, archive, model=str(model), compute=Compute(device), verify=False)
     first = folder / "first.zip"
     if not first.exists():
         first.write_bytes(archive.read_bytes())
     with vqcomp.open(first, compute=Compute(device)) as reader:
+        payload = zipfile.ZipFile(first).getinfo(STREAMS).file_size
+        assert 8 * payload < reader.tokens * np.log2(300), "coded uniformly"
         found = {name: reader[name] for name in segments}
     unpacked = folder / f"unpacked-{os.getpid()}"
     zipfile.ZipFile(first).extractall(unpacked)
-    with (
-        imported(unpacked) as module,
-        module("reader").Reader(str(unpacked), module("compute").Compute(device)) as reader,
-    ):
-        shipped = dict(reader.decode())
+    with imported(unpacked) as module, module("reader").Reader(unpacked, module("compute").Compute(device)) as reader:
+        shipped = dict(reader.decode_segments(segments, {}))
     for name, tokens in segments.items():
         np.testing.assert_array_equal(found[name], tokens)
         np.testing.assert_array_equal(shipped[name], tokens)

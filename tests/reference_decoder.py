@@ -236,7 +236,7 @@ class Network:
         d, r, a = c["dim"], c["rank"], heads * c["head_dim"]
         for f, size in enumerate(c["factors"]):
             self.read(f"embed.{f}", size + 1, r, 1)
-            for k in range(c["stack"]):
+            for k in range(c["stack"] + c.get("within_frame", False)):
                 self.read(f"stack.{k}.{f}", d, r)
         self.read("position", d, self.positions)
         if c["flags"]:
@@ -351,8 +351,8 @@ class Past:
     def embed(self, s: int) -> Vector:
         c, b, w = self.config, self.network.bound, self.network.tensors
         h = [clip(w["position"].scaled(d, s), b) for d in range(c["dim"])]
-        for k in range(c["stack"]):
-            token = self.at(s, (k + 1, 0, 0))
+        for k in range(c["stack"] + c.get("within_frame", False)):
+            token = self.at(s, (k + 1, 0, 0)) if k < c["stack"] else None
             for f, size in enumerate(c["factors"]):
                 row = w[f"embed.{f}"].rows[token[f] if token else size]
                 h = [x + clip(y, b) for x, y in zip(h, w[f"stack.{k}.{f}"].times(row))]

@@ -343,7 +343,7 @@ def compress_error(*arguments):
         (compress_error("negative.npy", "x.zip"), 1, "negative.npy: expected ids in 0..65535, found -1"),
         (["compress", "data", "x.zip", "--model", "nothing"], 1, "no model nothing"),
         (["compress", "data", "x.zip", "--model", "floats.npy"], 1, "not a vqcomp model"),
-        (["decompress", "missing.zip"], 1, "missing.zip: cannot be read"),
+        (["decompress", "missing.zip"], 1, "missing.zip: missing: there is no such file"),
         (["decompress", "floats.npy"], 3, "floats.npy: expected a zip written by vqcomp"),
         (["decompress", "data"], 3, "no vqcomp/manifest.json inside"),
         (["decompress", "out.zip", "-o", "data"], 1, "a.npy: exists already; -f overwrites it"),
@@ -430,7 +430,7 @@ def test_a_link_that_leads_out_of_the_output_folder_is_not_followed(zipped, caps
     (zipped / "decompressed").mkdir()
     (zipped / "decompressed/b").symlink_to(zipped / "elsewhere")
     assert run(["decompress", "out.zip"]) == 3
-    assert "a link leads out" in capsys.readouterr().err
+    assert "leads out of decompressed" in capsys.readouterr().err
     assert files_in(zipped / "elsewhere") == set()
     assert files_in(zipped / "decompressed") == set()
 
@@ -444,7 +444,7 @@ def test_a_full_disk_is_reported_and_nothing_is_left(zipped, capsys, monkeypatch
     assert run(["compress", "data", "new.zip"]) == 1
     shown = capsys.readouterr().err
     assert "new.zip: cannot be written: No space left on device" in shown
-    assert "bytes are free" in shown
+    assert "bytes free" in shown
     monkeypatch.setattr(np, "save", full)
     assert run(["decompress", "out.zip"]) == 1
     assert "a.npy: cannot be written: No space left on device" in capsys.readouterr().err
@@ -538,7 +538,8 @@ def test_a_run_that_is_killed_leaves_nothing(zipped, verb, name, code):
         text=True,
     )
     assert process.stdout.readline() == "at work\n"
-    assert len(files_in(zipped)) == len(before) + 1
+    # Where the system has files without a name, what compress writes is one until it is whole.
+    assert len(files_in(zipped) - before) <= 1
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code

@@ -14,7 +14,6 @@ import torch
 from networks import random_segment, random_tensors, tiny_config
 
 from vqcomp.runtime.adapt import AdaptiveCodec
-from vqcomp.runtime.coder import Tables
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import WEIGHT_MAX
 from vqcomp.runtime.engine import Engine
@@ -24,6 +23,7 @@ from vqcomp.runtime.gpt import GPTCodec
 from vqcomp.runtime.loading import load_engine, self_test
 from vqcomp.runtime.mixed import FramePredictor
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.weights import write_model
 
 CONFIGS = {
@@ -32,6 +32,7 @@ CONFIGS = {
     "spatial only": tiny_config(temporal_heads=0, flags=()),
     "temporal only": tiny_config(spatial_heads=0, copies=(), window=1),
     "small vocabulary": tiny_config(factors=(5,)),
+    "within frame": tiny_config(factors=(40, 33), within_frame=True),
 }
 BACKENDS = {
     "numpy float32": lambda: NumpyOps("float32"),
@@ -195,6 +196,32 @@ def test_engine_computes_what_was_trained(config):
     for x, y in zip(logits(engine, segment, [4, 7]), trained, strict=True):
         np.testing.assert_array_equal(x, np.rint(y[0].numpy() * np.float32(64 / np.log(2))))
         assert x.std() > 20
+
+
+def test_engine_computes_what_was_trained_from_known_tokens_of_the_frame_itself():
+    from vqcomp.training.model import FrameGPT
+
+    config = CONFIGS["within frame"]
+    torch.manual_seed(0)
+    model = FrameGPT(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * max(0.05, float(p.std(correction=0))))
+    segment = random_segment(config.spec, 11)
+    known = np.random.RandomState(1).rand(11, config.positions) < 0.4
+    with torch.no_grad():
+        trained = model(torch.from_numpy(segment[None]).long(), torch.from_numpy(known[None]))
+        blind = model(torch.from_numpy(segment[None]).long())
+    own = np.where(known[..., None], segment, -1)[None]
+    previous = np.concatenate([np.full_like(segment[:1], -1), segment[:-1]])[None]
+    for backend in BACKENDS:
+        engine = Engine(*model.export(), BACKENDS[backend]())
+        state = engine.start(1)
+        parts = [engine.forward(state, previous[:, a:b], own[:, a:b]) for a, b in ((0, 4), (4, 5), (5, 11))]
+        for x, y, z in zip(zip(*parts), trained, blind, strict=True):
+            found = np.concatenate([engine.ops.host(part) for part in x]).reshape(y[0].shape)
+            np.testing.assert_array_equal(found, np.rint(y[0].numpy() * np.float32(64 / np.log(2))))
+            assert (y != z).any()
 
 
 def test_frequencies_follow_the_softmax():

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_decoder import RangeDecoder, alphabet
+from reference_decoder import RangeDecoder, alphabet, decode_uniform
 
 import vqcomp
 from vqcomp.runtime import coder
-from vqcomp.runtime.coder import Encoder, Tables, partition
+from vqcomp.runtime.coder import Encoder
 from vqcomp.runtime.exact import NumpyOps
+from vqcomp.runtime.tables import Tables, partition, put_symbols
+from vqcomp.runtime.uniform import encode_uniform
 
 FORMAT = (Path(vqcomp.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
 EXAMPLES = {e["title"]: e for e in map(json.loads, re.findall(r"```json\n(.*?)```", FORMAT, re.DOTALL))}
@@ -30,7 +32,7 @@ def words(stream: bytes) -> list[int]:
 def test_a_range_decoder_written_from_the_text_reads_the_streams(tables, data):
     symbols = [data.draw(st.integers(0, 2)) for _ in tables]
     encoder = Encoder()
-    encoder.put_symbols(np.array(symbols), partition(np.array(tables)))
+    put_symbols(encoder, np.array(symbols), partition(np.array(tables)))
     decoder = RangeDecoder(words(encoder.finish()))
     assert [decoder.symbol(alphabet(table)) for table in tables] == symbols
 
@@ -79,3 +81,12 @@ def test_example_of_a_token():
     assert group == example["bounds of the groups"]
     decoder = RangeDecoder(example["words"])
     assert decoder.symbol(group) * 32 + decoder.symbol(member) == example["token"]
+
+
+def test_example_of_a_uniform_stream():
+    example = EXAMPLES["uniform stream"]
+    assert words(encode_uniform([np.array(example["tokens"])], example["factors"])) == example["words"]
+    decoder = RangeDecoder(example["words"])
+    assert decoder.bit(1) == example["first decision"] == 1
+    (frames,) = decode_uniform(decoder, {"height": 1, "width": 1, "factors": example["factors"]}, [2])
+    assert frames == example["tokens"]

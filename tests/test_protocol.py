@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,18 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_tensors, tiny_config
 
-from vqcomp.cli import run
+from vqcomp.cli import archives, run
 from vqcomp.data.onex import open_video
 from vqcomp.data.onex_write import write_video
 from vqcomp.data.synthetic import write_synthetic
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
-from vqcomp.runtime.errors import InputError, ModelError
+from vqcomp.runtime.errors import DependencyError, InputError, ModelError
 from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.gpt import GPTCodec
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.weights import write_model
-from vqcomp.world import protocol
+from vqcomp.world import perceptual, protocol
+from vqcomp.world.imagine import NetworkImaginer
 from vqcomp.world.protocol import FrameGPTPredictor, Score, autoregressive, teacher_forced, window_starts
 
 NUMPY = Compute("numpy")
@@ -164,11 +167,12 @@ def network():
 
 
 def test_a_networks_score_is_the_size_that_it_compresses_to(network):
-    truth = windows(1, 16)[:, :, :9]
-    truth[0, :, :5] = truth[0, 0, :5]  # something to predict
-    score = teacher_forced(FrameGPTPredictor(network), iter([truth]))
     codec = GPTCodec(Engine(network.config, random_tensors(network.config), make_ops("numpy")))
-    whole, first = codec.encode([[truth[0].astype(np.int32)], [truth[0, :1].astype(np.int32)]])
+    # What random words decode to is as the network predicts it: other tokens would be coded uniformly.
+    ((tokens,),) = codec.decode([np.random.RandomState(0).bytes(4000)], [[16]])
+    score = teacher_forced(FrameGPTPredictor(network), iter([tokens[None].astype(np.int64)]))
+    assert score.cross_entropy < sum(math.log(size) for size in FACTORS)
+    whole, first = codec.encode([[tokens], [tokens[:1]]])
     nats = 8 * (len(whole) - len(first)) * math.log(2)
     # A stream is whole words of 32 bits.
     assert abs(score.cross_entropy * 15 * 9 - nats) < 3 * 32 * math.log(2)
@@ -211,6 +215,119 @@ def test_the_command_prints_every_setting_under_its_name(tmp_path, network, caps
     assert score["cross_entropy"] == pytest.approx(expected.cross_entropy, abs=1e-9)
     assert table["fully teacher-forced"] is None
     assert Score(**score).frames == 45
+
+
+def steps_network():
+    config = tiny_config(height=3, width=3, factors=FACTORS, within_frame=True)
+    return Engine(config, random_tensors(config), make_ops("numpy"))
+
+
+def paint(ids):
+    """A tiny decoder: each token a block of 4 x 4 pixels of the id's lowest three bytes."""
+    pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
+    return pixels.repeat(4, 1).repeat(4, 2)
+
+
+def apart(a, b):
+    """A tiny distance: the share of pixels that differ."""
+    assert a.dtype == b.dtype == np.uint8
+    return (a != b).any(-1).mean((1, 2))
+
+
+def test_frames_generated_in_one_step_are_the_best_guesses_that_the_metric_scores(network):
+    truth = windows(3, 16)
+    network_predictor, imaginer = FrameGPTPredictor(network), NetworkImaginer(network)
+    truth[:, 1:, :4] = 5  # something that an untrained network may hit
+    for prompt, score in (
+        (None, teacher_forced(network_predictor, iter([truth]))),
+        (8, autoregressive(network_predictor, iter([truth]))),
+    ):
+        batches = iter(np.split(truth, [1]))
+        found = protocol.generate(imaginer, batches, score, prompt, paint, apart)
+        assert (found.accuracy, found.cross_entropy) == (score.accuracy, score.cross_entropy)
+        # With this decoder and this distance, LPIPS is the share of wrong tokens.
+        assert found.lpips == pytest.approx(1 - found.accuracy)
+    assert teacher_forced(network_predictor, iter([truth])).lpips is None
+
+
+def test_generating_in_steps_scores_its_own_frames_in_every_batch():
+    net = steps_network()
+    truth = windows(3, 5)
+    score = teacher_forced(FrameGPTPredictor(net), iter([truth]))
+    scores = [
+        protocol.generate(NetworkImaginer(net, 3), iter(np.split(truth, at)), score, prompt, paint, apart)
+        for prompt in (None, 2)
+        for at in ([], [1])
+    ]
+    assert scores[0].lpips == scores[1].lpips
+    assert scores[2].lpips == scores[3].lpips
+    assert scores[0].cross_entropy == score.cross_entropy
+
+
+def test_the_metric_takes_steps_and_a_decoder(tmp_path, network, monkeypatch, capsys):
+    write_folder(tmp_path / "val", frames=240)
+    within, model, plain = steps_network(), tmp_path / "m.vqm", tmp_path / "plain.vqm"
+    model.write_bytes(write_model(within.config, random_tensors(within.config), self_test(within)))
+    plain.write_bytes(write_model(network.config, random_tensors(network.config), self_test(network)))
+    monkeypatch.setattr(protocol, "load_lpips", lambda device: apart)
+    scores = protocol.evaluate(
+        model.read_bytes(), tmp_path / "val", max_windows=1, steps=2, decode=paint, compute=NUMPY
+    )
+    for score in list(scores.values())[:2]:
+        assert 0 < score.lpips <= 1
+    command = ["evaluate", "--protocol", "1x", str(tmp_path / "val"), "--max-windows", "1", "--steps", "2"]
+    monkeypatch.setattr(archives, "load_decoder", lambda place, compute: SimpleNamespace(decode=paint))
+    assert run([*command, "--model", str(model), "--device", "numpy", "--decoder", "tiny"]) == 0
+    assert capsys.readouterr().out.count(", LPIPS ") == 2
+    assert run([*command, "--model", str(model), "--device", "numpy"]) == 0
+    assert run([*command, "--model", str(plain), "--device", "numpy"]) == 1
+    assert "within_frame=true" in capsys.readouterr().err
+
+
+def test_lpips_needs_its_package_and_images_of_one_shape(monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    class Lpips:
+        """As the package's class: takes (N, 3, h, w) in -1..1, gives (N, 1, 1, 1)."""
+
+        class LPIPS(torch.nn.Module):
+            def __init__(self, net, verbose):
+                super().__init__()
+                assert (net, verbose) == ("alex", False)
+
+            def forward(self, x, y):
+                assert x.shape[1] == 3
+                assert max(abs(x).max(), abs(y).max()) <= 1
+                return ((x - y) ** 2).mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", Lpips)
+    distance = perceptual.load_lpips("numpy")
+    black, white = np.zeros((40, 5, 6, 3), np.uint8), np.full((40, 5, 6, 3), 255, np.uint8)
+    np.testing.assert_array_equal(distance(black, white), np.full(40, 4.0))
+    with pytest.raises(InputError, match="of one shape"):
+        distance(black, white[:3])
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(DependencyError, match=r"vqcomp\[lpips\]"):
+        perceptual.load_lpips()
+
+
+def test_the_real_lpips_is_0_for_equal_images_and_grows_with_their_difference(monkeypatch):
+    lpips = pytest.importorskip("lpips")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    # AlexNet's trained weights would have to be fetched; the package's own ones are there.
+    real = lpips.LPIPS
+    monkeypatch.setattr(lpips, "LPIPS", lambda **options: real(**options, pnet_rand=True))
+    distance, random = perceptual.load_lpips("cpu"), np.random.default_rng(0)
+    image = random.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    assert (distance(image, image) == 0).all()
+    assert (distance(image, 255 - image) > 0).all()
+
+
+def test_data_of_v2_have_no_metric_and_it_says_why(tmp_path, network):
+    write_synthetic(tmp_path, 34, 1, 0, "v2.0")
+    with pytest.raises(InputError, match='Top-500 cross-entropy" of which no formula was published'):
+        protocol.evaluate(b"", tmp_path, compute=NUMPY)
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path, network, capsys):

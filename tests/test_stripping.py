@@ -141,10 +141,10 @@ def f(a: int, *args: Any, key: "str" = "x  y", **more: Any) -> dict[str, Any]:
         a, )}
 '''
     assert strip(source) == (
-        "from typing import Any\nclass Empty:\n pass\n"
-        'def f(a,*args,key="x  y",**more):\n value=[1,2,-3**2]\n'
-        ' if(not a)or"x"in("y",):return(a,)\n else:\n  pass\n'
-        ' return{"a":value[a,],"b":1 .real,"c":"" "d","e":f(a)}\n'
+        "from typing import Any\nclass Empty:\n\tpass\n"
+        'def f(a,*args,key="x  y",**more):\n\tvalue=[1,2,-3**2]\n'
+        '\tif(not a)or"x"in("y",):return(a,)\n\telse:\n\t\tpass\n'
+        '\treturn{"a":value[a,],"b":1 .real,"c":"" "d","e":f(a)}\n'
     )
 
 

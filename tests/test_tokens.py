@@ -208,7 +208,7 @@ def test_missing_empty_and_special_inputs_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("not tokens")
     with pytest.raises(InputError, match="found none"):
         find(tmp_path)
-    with pytest.raises(InputError, match="found neither"):
+    with pytest.raises(InputError, match="found none"):
         find(tmp_path / "notes.txt")
     (tmp_path / "gone.npy").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"gone\.npy: missing: this link leads to a file that does not exist"):

@@ -6,11 +6,11 @@ with vqcomp.open("out.zip") as archive:
     tokens = archive["drive/0001.npy"]
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from .version import __version__
 
+TYPE_CHECKING = False  # as of typing, whose import would take a while
 if TYPE_CHECKING:
     from .api import check, compress, decompress, evaluate
     from .api import open_archive as open
@@ -50,18 +50,22 @@ __all__ = [
     "open",
 ]
 
-_API = ("check", "compress", "decompress", "evaluate", "open")
-_HOMES = {"Archive": "archive.reader", "Summary": "archive.summary", "Compute": "runtime.compute"}
+_HOMES = {
+    "api": ("check", "compress", "decompress", "evaluate", "open"),
+    "archive.reader": ("Archive",),
+    "archive.summary": ("Summary",),
+    "runtime.compute": ("Compute",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    """Public names are imported when they are asked for: the command line sets up threads before NumPy comes in."""
+def __getattr__(name: str) -> object:
+    """What `__all__` names is imported when it is first asked for, so that the command line is there at once."""
     if name not in __all__:
-        raise AttributeError(f"module 'vqcomp' has no attribute '{name}'")
-    home = "api" if name in _API else _HOMES.get(name, "runtime.errors")
-    module = import_module(f".{home}", __name__)
-    return getattr(module, "open_archive" if name == "open" else name)
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib import import_module
 
-
-def __dir__() -> list[str]:
-    return __all__
+    module = import_module(f".{_HOME.get(name, 'runtime.errors')}", __name__)
+    value = getattr(module, "open_archive" if name == "open" else name)
+    globals()[name] = value
+    return value

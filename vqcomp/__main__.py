@@ -1,5 +1,8 @@
-"""python -m vqcomp, and the command vqcomp."""
+"""python -m vqcomp, and the command vqcomp: what happens before there is anything to tidy up."""
 
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found, unused-ignore]  # for signal itself takes a while to import
 import os
 import sys
 
@@ -9,19 +12,25 @@ if sys.version_info < (3, 11):
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    try:
-        # Before NumPy and torch come in: threads that have nothing to do shall wait, and not spin until others starve.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        # Processes that are started search neither the working folder nor the script's for modules.
-        os.environ["PYTHONSAFEPATH"] = "1"
-        if sys.version_info < (3, 11):  # which does not know it
-            util._args_from_interpreter_flags = lambda: ["-I"]  # type: ignore[attr-defined, unused-ignore]
-        from .cli import main as run
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    # Imports take a while, and an exception in the middle of one ends in a traceback at best.
+    if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _leave)
+    # Before NumPy and torch come in: threads that have nothing to do shall wait, and not spin until others starve.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Processes that are started search neither the working folder nor the script's for modules.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if sys.version_info < (3, 11):  # which does not know it
+        util._args_from_interpreter_flags = lambda: ["-I"]  # type: ignore[attr-defined, unused-ignore]
+    from .cli import main as run
+
     run()
+
+
+def _leave(signum: int, _: object) -> None:
+    """Signal handler: end at once."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -7,39 +7,47 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from .archive.as_data import find_segments
 from .archive.compare import decoded, differences
+from .archive.journal import appearing
 from .archive.reader import Archive
 from .archive.summary import Summary, summarize
-from .archive.writer import Writer
 from .choice import LEVEL, LEVELS, Chooser
-from .data.files import File
-from .data.outputs import require_writable
+from .cluster.archive import opened
+from .cluster.codec import connect
+from .data.outputs import require_free, require_writable
 from .data.segments import Grid, SegmentSource
-from .data.sources import Data, Found, find_segments, label, places
+from .data.sources import Data, Found, label, places
 from .data.specs import COMMAVQ, find_specs
-from .model_files import ModelFile, find_model, find_models
+from .encoding import GroupCoding, about_run, choose_once, kept_journal, verify_written, write
+from .model_files import find_model, find_models
 from .runtime.adapt import GROUP_LIMIT
 from .runtime.compute import Compute
-from .runtime.disk import replacing, require_free
+from .runtime.disk import replacing
 from .runtime.errors import DamageError, InputError
-from .runtime.kinds import kind_of, make_codec
-from .runtime.manifest import Coding, Raw
 from .runtime.progress import Progress
 from .runtime.restore import report_loss, restore
 from .runtime.spec import TokenSpec
 from .training import torch_ready
 from .training.outputs import check_outputs
-from .world import protocol
+from .world import generated, protocol
+from .world.imagine import make_imaginer
+from .world.sampling import Sampling
+from .world.segment import read_segment
 
 if TYPE_CHECKING:
     from .training.fit import Trained
     from .training.record import Moment
 
 
+NPY_HEADER = 128
+"""Bytes before the values in most .npy files."""
 SKIP_HINT = "--skip-bad (skip_bad=True) leaves it out and does the rest"
 
 
@@ -67,15 +75,18 @@ def compress(
     verify: bool = True,
     skip_bad: bool = False,
     keep_all: bool = False,
+    resume: bool = False,
+    cluster: str | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Summary:
     """Write `data` as one self-contained zip, and decode and compare what was written (unless verify=False).
 
-    data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, several of
-    these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in 0..65535. `grid` is
-    (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what cannot be used.
+    data: see `sources.find_segments`: a .npy file, a shard, a folder of them at any depth, a folder of 1X's, an
+    archive, several of these, or a mapping from names to arrays; arrays of integers (T, H, W) or (T, H * W), ids in
+    0..65535. `grid` is (H, W) for the latter; (8, 16) is known for 128 tokens. skip_bad leaves out, and reports, what
+    cannot be used.
     keep_all keeps byte for byte what holds no tokens: other files, and other members of shards.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
     model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
@@ -84,12 +95,17 @@ def compress(
     level: from 1, fast, to 9, small: what "auto" weighs, and how many segments learn together; see choice.LEVELS.
     group_size: segments that learn together, 1 to 64, instead of the level's. More make the zip smaller, but to read
     one segment takes decoding all of its group. decoder: whether the zip carries its own.
-    `report` is called with lines about choices made.
+    resume: go on from the journal (NAME.partial, see archive/journal.py) that an earlier run left beside `out`, to the
+    same bytes; or begin. Without it a journal is kept, too, of more segments than are computed together, and when
+    training; unless one lies there, which is left alone.
+    cluster: code on a cluster, Ray's: auto, local, HOST:PORT or ray://HOST:PORT. The model is chosen and trained here.
+    `report` is called with lines about choices made; those about the journal begin with "note".
     `out` appears at the end, whole, or not at all. Raises InputError, ModelError, PlatformError, DependencyError; and
     DamageError if what was written does not decode to `data`.
     """
     start, out = time.monotonic(), Path(out)
-    compute, progress, report = compute or Compute(), progress or Progress(), report or (lambda line: None)
+    compute = (compute or Compute()).checked()
+    progress, report = progress or Progress(), report or (lambda line: None)
     if level not in LEVELS:
         raise InputError(f"level: expected 1 (fast) to {len(LEVELS)} (small), found {level}")
     group_size = LEVELS[level].group_size if group_size is None else group_size
@@ -102,7 +118,7 @@ def compress(
             pass
     require_writable(out, "a zip", force=force)
     models = find_models(model)
-    found = find_segments(data, grid, skip_bad=skip_bad, keep_all=keep_all, hint=SKIP_HINT)
+    found = find_segments(data, grid, compute=compute, skip_bad=skip_bad, keep_all=keep_all, hint=SKIP_HINT)
     sources = {s.source for s in found.segments if isinstance(s.source, Path)} | {f.path for f in found.files}
     if out.exists() and any(out.samefile(source) for source in sources):
         raise InputError(f"{out}: the output would replace the input; choose another name")
@@ -112,13 +128,25 @@ def compress(
         by_spec = _sort(found, [*(m.spec for m in models), COMMAVQ], progress)
         for line in found.omissions():
             report(line)
-        chooser = Chooser(by_spec, adapt, group_size, compute, progress, report)
-        chosen = chooser.choose(model, level, train, out.parent)
-        with replacing(out) as temporary:
-            _write(temporary, by_spec, found.files, chosen, adapt, group_size, decoder, compute, progress)
-            if verify:
-                _verify(temporary, by_spec, found.files, compute, progress)
-            require_writable(out, "a zip", force=force)
+        options = {"adapt": adapt, "group size": group_size, "decoder": decoder, "level": level, "train": train}
+        about = partial(about_run, found, by_spec, os.fspath(model), models, options)
+        wanted = len(found.segments) > compute.batch_size or train is not None
+        with (
+            connect(cluster, compute) as spread,
+            kept_journal(out, about, wanted=wanted, resume=resume, report=report) as journal,
+        ):
+            # A cluster's devices are not those of this machine.
+            here = compute._replace(device="auto") if spread else compute
+            chooser = Chooser(by_spec, adapt, group_size, here, progress, report)
+            chosen = choose_once(chooser, model, level, train, out.parent, journal)
+            coding = GroupCoding(chosen, adapt, group_size, decoder)
+            with appearing(out) as temporary:
+                write(temporary, by_spec, found.files, coding, journal, spread, compute, progress)
+                if verify:
+                    verify_written(temporary, by_spec, found.files, spread, compute, progress)
+                require_writable(out, "a zip", force=force)
+            if journal:
+                journal.remove()
     finally:
         progress.end()
     with Archive(out) as archive:
@@ -132,6 +160,7 @@ def decompress(
     only: Collection[str] | None = None,
     *,
     force: bool = False,
+    cluster: str | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
@@ -141,7 +170,7 @@ def decompress(
     InputError where a file exists already (unless force=True), and DamageError that names what was lost, after
     everything else has been written.
     """
-    restored, lost = restore_files(path, out, only, force=force, compute=compute, progress=progress)
+    restored, lost = restore_files(path, out, only, force=force, cluster=cluster, compute=compute, progress=progress)
     if lost:
         raise DamageError(f"{path}: {report_loss(lost, len(restored) + len(lost))}")
     return restored
@@ -153,20 +182,34 @@ def restore_files(
     only: Collection[str] | None = None,
     *,
     force: bool = False,
+    cluster: str | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """As `decompress`, but it returns what was lost: (names of restored files, lost name -> reason)."""
-    only = {only} if isinstance(only, str) else only
-    with Archive(path, compute) as archive:
-        lost = restore(archive, Path(out), only, force=force, progress=progress)
-        return [name for name in archive.manifest.select(only).outputs if name not in lost], lost
+    only, out = {only} if isinstance(only, str) else only, Path(out)
+    with connect(cluster, compute or Compute()) as spread, opened(path, compute, spread) as archive:
+        chosen = archive.manifest.select(only)
+        if not force:
+            for name in chosen.outputs:
+                if os.path.lexists(out / name):
+                    raise InputError(f"{out / name}: exists already; -f overwrites it")
+            arrays = (s.tokens * s.dtype.itemsize + NPY_HEADER for s in chosen.segments)
+            require_free(out, sum(arrays) + sum(f.size for f in chosen.kept))
+        lost = restore(archive, out, only, progress)
+        return [name for name in chosen.outputs if name not in lost], lost
 
 
-def check(path: str | os.PathLike[str], *, compute: Compute | None = None, progress: Progress | None = None) -> Summary:
+def check(
+    path: str | os.PathLike[str],
+    *,
+    cluster: str | None = None,
+    compute: Compute | None = None,
+    progress: Progress | None = None,
+) -> Summary:
     """Decode everything and check every checksum, writing nothing. Raises DamageError that names what is lost."""
     start = time.monotonic()
-    with Archive(path, compute) as archive:
+    with connect(cluster, compute or Compute()) as spread, opened(path, compute, spread) as archive:
         lost: dict[str, str] = {}
         deque(decoded(archive, "testing", progress or Progress(), lost), 0)
         for file in archive.kept:
@@ -186,6 +229,7 @@ def evaluate(
     *,
     grid: Grid | None = None,
     skip_bad: bool = False,
+    cluster: str | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
 ) -> Summary:
@@ -194,9 +238,9 @@ def evaluate(
     Raises InputError where they differ, DamageError on damage.
     """
     start = time.monotonic()
-    with Archive(path, compute) as archive:
+    with connect(cluster, compute or Compute()) as spread, opened(path, compute, spread) as archive:
         kept = {f.name for f in archive.kept}
-        found = find_segments(data, grid, skip_bad=skip_bad, keep_all=bool(kept), hint=SKIP_HINT)
+        found = find_segments(data, grid, compute=compute, skip_bad=skip_bad, keep_all=bool(kept), hint=SKIP_HINT)
         segments = {s.name: s for s in found.segments}
         # Files that are no tokens were kept on request: only those of 1X's folders have to be in the archive.
         files = {f.name: f for f in found.files if f.beside or f.name in kept}
@@ -221,15 +265,21 @@ def evaluate_1x(
     folder: str | os.PathLike[str],
     *,
     max_windows: int | None = None,
+    steps: int = 1,
+    decode: protocol.Decode | None = None,
     compute: Compute | None = None,
 ) -> dict[str, protocol.Score | None]:
     """Score a model (a shipped one's name, or a .vqm) by 1X's metric on one of 1X's folders; see protocol.py.
 
+    steps: MaskGIT steps in which frames are generated, by a model trained with within_frame. decode: renders ids
+    (T, height, width) as uint8 (T, h, w, 3), so that LPIPS is measured, too.
     Scores by setting; None where a setting does not apply. Raises InputError, ModelError.
     """
     (place,) = places(folder)
     data = find_model(model, "--model").data
-    return protocol.evaluate(data, place, max_windows=max_windows, compute=compute or Compute())
+    return protocol.evaluate(
+        data, place, max_windows=max_windows, steps=steps, decode=decode, compute=(compute or Compute()).checked()
+    )
 
 
 def train(
@@ -261,7 +311,8 @@ def train(
         from .training.fit import Start, fit
 
         start = find_model(init, "--init") if init is not None else None
-        by_spec = _sort(find_segments(data, grid), [*([start.spec] if start else []), COMMAVQ], Progress())
+        found = find_segments(data, grid, compute=Compute(threads=threads))
+        by_spec = _sort(found, [*([start.spec] if start else []), COMMAVQ], Progress())
         if len(by_spec) > 1:
             raise InputError(f"{label(data)}: expected one grid and vocabulary, found {_describe(by_spec)}")
         ((spec, segments),) = by_spec.items()
@@ -280,6 +331,90 @@ def train(
         )
 
 
+def imagine(
+    place: str,
+    out: str | os.PathLike[str],
+    *,
+    frames: int | None = None,
+    prompt: int | None = None,
+    start: int = 0,
+    every: int | None = None,
+    model: str | os.PathLike[str] = "auto",
+    learn: bool = False,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+    steps: int = 1,
+    order: str = "random",
+    layout: str = "npy",
+    grid: Grid | None = None,
+    force: bool = False,
+    compute: Compute | None = None,
+    progress: Progress | None = None,
+    report: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Continue a segment as a predictor expects it to go on; returns the paths of what was written, one per sample.
+
+    place: PATH, or PATH:NAME where there are several segments in PATH (data, or an archive). The first `prompt` of its
+    frames start, start + every, ... are true (all there are, unless given), `frames` (100) more are imagined.
+    layout: "npy" writes (prompt + frames, H, W) in the segment's dtype; "1x" reads one of 1X's folders and writes one
+    that their visualize.py reads: 8 true frames, 8 imagined, 8 true ones instead, every 15th. Several samples are
+    written to out-0, out-1, ..., before the suffix if there is one.
+    model: "auto" (the archive's own network, or the largest shipped one for these tokens), "none", a name or a path.
+    learn: draw with what learns while it codes, too, after it has learned from the prompt; with "none", by it alone.
+    sampling, steps, order: see Sampling and NetworkImaginer. Raises InputError, ModelError, DamageError,
+    PlatformError, DependencyError.
+    """
+    compute, progress, sampling = (compute or Compute()).checked(), progress or Progress(), sampling or Sampling()
+    paths = generated.outputs(Path(out), samples, force=force, folders=layout == "1x")
+    given = find_model(model, "--model") if os.fspath(model) not in ("auto", "none") else None
+    window = generated.WINDOW if layout == "1x" else None
+    for name, value, least in (
+        ("frames", frames, 1),
+        ("prompt", prompt, 0),
+        ("every", every, 1),
+        ("samples", samples, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name}: expected at least {least}, found {value}")
+    if window:
+        video = generated.open_window(place)
+        prompt, frames = generated.PROMPT if prompt is None else prompt, frames or window - generated.PROMPT
+        name, dtype, spec, own, every = str(video.folder), video.dtype, video.spec, None, every or generated.STRIDE
+        tokens = generated.window(video, start, prompt + frames, every)
+    else:
+        segment = read_segment(place, grid, given.spec if given else None, compute)
+        name, dtype, spec, own, every = segment.name, segment.dtype, segment.spec, segment.model, every or 1
+        tokens, frames = segment.tokens[start::every], frames or 100
+        prompt = len(tokens) if prompt is None else prompt
+        if prompt > len(tokens) or not len(tokens):
+            raise InputError(f"{name}: expected {prompt} frames for the prompt, found {len(tokens)} from {start} on")
+    data = given.data if given else own if os.fspath(model) == "auto" else None
+    if os.fspath(model) == "auto" and data is None:
+        fitting = [m for m in find_models("auto") if m.spec == spec]
+        given = max(fitting, key=lambda m: len(m.data), default=None)
+        data = given.data if given else None
+    if report:
+        what = given.name if given else "the archive's own" if data else "none"
+        report(f"model: {what}{', learning from the prompt' if learn else ''}")
+    imaginer = make_imaginer(spec, data, learn=learn, steps=steps, order=order, compute=compute)
+    progress.begin("imagining", samples, samples * frames * spec.positions)
+    try:
+        drawn = imaginer.imagine(
+            tokens[:prompt], frames, samples, sampling, compute.batch_size, lambda n: progress.advance(0, n)
+        )
+    finally:
+        progress.end()
+    for path, imagined in zip(paths, drawn, strict=True):
+        ids = spec.join(np.concatenate([tokens[:prompt], imagined])).reshape(-1, spec.height, spec.width)
+        if window:
+            truth = spec.join(tokens[prompt:]).reshape(-1, spec.height, spec.width)
+            generated.write_window(path, video, ids, truth, prompt)
+        else:
+            with replacing(path) as temporary, open(temporary, "xb") as handle:
+                np.save(handle, generated.as_dtype(ids, dtype, name))
+    return paths
+
+
 def _describe(specs: Collection[TokenSpec]) -> str:
     return ", ".join(f"{s.height}x{s.width} of {s.vocabulary} ids" for s in specs)
 
@@ -293,76 +428,3 @@ def _sort(found: Found, known: Sequence[TokenSpec], progress: Progress) -> dict[
     for segment, spec in zip(found.segments, find_specs(found.segments, maxima, known)):
         by_spec.setdefault(spec, []).append(segment)
     return by_spec
-
-
-def _write(
-    path: Path,
-    by_spec: dict[TokenSpec, list[SegmentSource]],
-    files: Sequence[File],
-    model: ModelFile | None,
-    adapt: bool,
-    group_size: int,
-    decoder: bool,
-    compute: Compute,
-    progress: Progress,
-) -> None:
-    everything = [s for segments in by_spec.values() for s in segments]
-    fits = {spec: model.data if model and model.spec == spec else None for spec in by_spec}
-    codings = [Coding(spec, kind_of(data is not None, adapt)) for spec, data in fits.items()]
-    bound = sum(s.tokens * len(spec.factors) for spec, segments in by_spec.items() for s in segments)
-    raw, first = [], 0
-    for name, parts in groupby(everything, lambda s: s.file):
-        count = sum(1 for _ in parts)
-        if name is not None:
-            raw.append(Raw(name, range(first, first + count)))
-        first += count
-    codecs = {spec: make_codec(spec, data, adapt=adapt, compute=compute) for spec, data in fits.items()}
-    sizes = {spec: min(group_size, codec.group_limit) for spec, codec in codecs.items()}
-    workers = any(c.kind.learns and len(by_spec[c.spec]) > sizes[c.spec] for c in codings)
-    progress.begin("compressing", len(everything), sum(s.tokens for s in everything))
-    try:
-        with Writer(
-            path,
-            codings,
-            model.data if model else None,
-            max_tokens=bound,
-            raw=raw,
-            files=files,
-            workers=workers,
-            decoder=decoder,
-        ) as writer:
-            for index, (spec, segments) in enumerate(by_spec.items()):
-                codec, size = codecs[spec], sizes[spec]
-                groups = [segments[i : i + size] for i in range(0, len(segments), size)]
-                step = max(compute.processes, compute.batch_size // size)
-                for i in range(0, len(groups), step):
-                    batch = groups[i : i + step]
-                    tokens = [[segment.tokens_of(spec) for segment in group] for group in batch]
-                    streams = codec.encode(tokens, lambda count: progress.advance(0, count))
-                    for group, arrays, stream in zip(batch, tokens, streams):
-                        names, dtypes = [s.name for s in group], [s.dtype for s in group]
-                        writer.add(index, names, dtypes, [s.shape for s in group], arrays, stream)
-                        progress.advance(len(group), 0)
-    finally:
-        for codec in codecs.values():
-            codec.close()
-    progress.end()
-
-
-def _verify(
-    path: Path,
-    by_spec: dict[TokenSpec, list[SegmentSource]],
-    files: Sequence[File],
-    compute: Compute,
-    progress: Progress,
-) -> None:
-    """Decode what was just written and compare all of it with its sources. Raises DamageError."""
-    sources = {s.name: s for segments in by_spec.values() for s in segments}
-    with Archive(path, compute) as archive:
-        if list(archive) != list(sources):
-            raise DamageError("verification failed: the archive's names are not those of the data; please report this")
-        for name, how in differences(archive, sources, {f.name: f for f in files}, "verifying", progress):
-            raise DamageError(
-                f"verification failed: {name} does not come back: {how}; "
-                "either the file changed meanwhile, or this is a bug: please report it"
-            )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,8 @@ LEVEL = 6
 SAMPLE_SHARE = 16
 SAMPLE_TOKENS = (1 << 16, 1 << 20)
 """A sample is a 16th of the data, within these bounds: what learns as it codes looks worse on short samples."""
+SEGMENT_TOKENS = 1 << 13
+"""Of a segment in the sample, at least: a large group of short pieces would look worse than it is, too."""
 Segments = Mapping[TokenSpec, Sequence[SegmentSource]]
 Report = Callable[[str], None]
 
@@ -148,13 +150,13 @@ class Chooser:
 
     def _estimate(self, spec: TokenSpec, model: ModelFile | None) -> Estimate:
         segments, name, data = self.segments[spec], model.name if model else "none", model.data if model else None
-        codec = make_codec(spec, data, adapt=self.adapt, compute=replace(self.compute, jobs=1))
+        codec = make_codec(spec, data, adapt=self.adapt, compute=self.compute._replace(jobs=1))
         # From all over the data, as many segments as the adaptive codec codes together: it learns as much as it would.
         size = min(self.group_size, codec.group_limit)
         count = min(len(segments), max(size, 8))
         chosen = [segments[i * len(segments) // count] for i in range(count)]
         least, most = SAMPLE_TOKENS
-        budget = min(max(least, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
+        budget = min(max(least, SEGMENT_TOKENS * count, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
         frames = -(-budget // (count * spec.positions))
         sample = [segment.tokens_of(spec)[:frames] for segment in chosen]
         groups = [sample[i : i + size] for i in range(0, count, size)]

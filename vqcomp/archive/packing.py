@@ -25,8 +25,8 @@ RUNTIME_FOLDER = Path(layout.__file__).parent
 ENTRY, FUNCTION = "launch", "main"
 """The module that decompress.py imports, and the function in it that it calls."""
 SEPARATOR = "\0"
-APART = "tokengpt"
-"""How the names of modules begin that no archive needs. They have no part in what is reached, nor in short names."""
+RUNTIME_LIMIT = 1 << 24
+"""Bytes of a decoder's modules: one of more is taken for a bomb."""
 
 
 def roots(kinds: Iterable[Kind], *, files: bool, workers: bool) -> frozenset[str]:
@@ -56,9 +56,9 @@ def strip_program(sources: dict[str, str], function: str) -> dict[str, str]:
 
 @lru_cache
 def stripped_modules() -> dict[str, str]:
-    """All modules of the runtime that archives may need, stripped as one program."""
+    """All modules of the runtime, stripped as one program."""
     names = sorted(path.stem for path in RUNTIME_FOLDER.glob("*.py") if path.name != layout.BOOTSTRAP)
-    return strip_program({name: source_of(name) for name in names if not name.startswith(APART)}, FUNCTION)
+    return strip_program({name: source_of(name) for name in names}, FUNCTION)
 
 
 @lru_cache
@@ -107,6 +107,8 @@ def bootstrap(runtime: bytes) -> bytes:
 def is_whole(runtime: bytes) -> bool:
     """Whether bzip2's own checksums match."""
     try:
-        return bool(bz2.decompress(runtime))
+        bunzip = bz2.BZ2Decompressor()
+        bunzip.decompress(runtime, RUNTIME_LIMIT)
+        return bunzip.eof and not bunzip.unused_data
     except (OSError, ValueError):
         return False

@@ -226,7 +226,7 @@ def _join(tokens: list[tuple[int, str]]) -> str:
             start = True
         else:
             if start:
-                pieces.append(" " * indent)
+                pieces.append("\t" * indent)  # one byte a level, and found nowhere else: bzip2 likes that
             elif _apart(before, (kind, text)):
                 pieces.append(" ")
             pieces.append(text)

@@ -57,7 +57,7 @@ class Writer:
         self.groups: list[Group] = []
         self.size = 0
         self.whole = hashlib.sha256()
-        self.zip = zipfile.ZipFile(path, "x")
+        self.zip = zipfile.ZipFile(path, "w")
         try:
             if decoder:
                 modules = roots((kind for _, kind in codings), files=bool(raw or files), workers=workers)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
+import threading
 
 import click
 
@@ -13,7 +15,7 @@ from ..runtime.errors import VqcompError
 from ..runtime.main import terminate
 from ..training.memory import is_out_of_memory
 from ..version import __version__
-from . import archives, tokens, training
+from . import archives, bench, seeing, tokens, training, world
 
 EXAMPLES = """
 \b
@@ -33,8 +35,9 @@ def cli() -> None:
     """Lossless compression of video tokens into self-contained zips."""
 
 
-for command in (*archives.COMMANDS, *tokens.COMMANDS, *training.COMMANDS):
-    cli.add_command(command)
+for module in (archives, bench, tokens, training, world, seeing):
+    for command in module.COMMANDS:
+        cli.add_command(command)
 
 
 def main() -> None:
@@ -44,11 +47,34 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     # Asked to end, leave by an exception: temporary files are removed on the way out.
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup, and so it shall be
             signal.signal(number, terminate)
-    sys.exit(run(sys.argv[1:]))
+    sys.unraisablehook = _raise_again
+    code = run(sys.argv[1:])
+    # Nothing is left to tidy up: while Python ends, an interrupt has it end at once.
+    if signal.getsignal(signal.SIGINT) == terminate:
+        if sys.stdout:
+            sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
+
+
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send a signal again whose exception was raised where none gets out, such as in a callback of an import."""
+    error = unraisable.exc_value
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        number = error.code - 128
+    elif isinstance(error, KeyboardInterrupt):
+        number = int(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(unraisable)
+        return
+    signal.signal(number, terminate)
+    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def run(arguments: list[str]) -> int:

@@ -23,6 +23,7 @@ from ..runtime import layout
 from ..runtime.adapt import GROUP_LIMIT
 from ..runtime.compute import Compute
 from ..runtime.restore import report_loss
+from ..world.decoders import load_decoder
 from ..world.protocol import Score
 from .options import Function, compute_options, count, options, parse_time
 from .progress import Bar
@@ -65,18 +66,19 @@ def _add_levels(function: Function) -> Function:
 @click.option("--no-verify", is_flag=True, help="Do not decode and compare what was written.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and do the rest.")
 @click.option("--keep-all", is_flag=True, help="Keep byte for byte what is no tokens, too: files, members of shards.")
+@click.option("--resume", is_flag=True, help="Go on from OUT.partial, which an interrupted run of it left; or begin.")
 @compute_options
-@options("grid", "force", "json", "quiet", "verbose")
+@options("cluster", "grid", "force", "json", "quiet", "verbose")
 def compress(
     paths: tuple[str, ...], model: str, train: float | None, adapt: bool, level: int, group_size: int | None,
-    no_decoder: bool, no_verify: bool, skip_bad: bool, keep_all: bool, compute: Compute, grid: Grid | None, force: bool,
-    as_json: bool, quiet: bool, verbose: bool,
+    no_decoder: bool, no_verify: bool, skip_bad: bool, keep_all: bool, resume: bool, compute: Compute,
+    cluster: str | None, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Compress DATA into the zip OUT; "-" is standard output.
 
     DATA is a .npy file, a shard of commaVQ (.tar.gz, or an older .zip), a folder of these, a folder of 1X's world-model
-    data, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are (T, H, W) or (T, H*W),
-    of integers in 0..65535. The zip holds all that it takes to restore them.
+    data, an archive of vqcomp's, several of these, or an address on the hub (hf://datasets/OWNER/NAME/FILE). Arrays are
+    (T, H, W) or (T, H*W), of integers in 0..65535. The zip holds all that it takes to restore them.
     """
 
     if len(paths) < 2:
@@ -88,7 +90,7 @@ def compress(
         raise click.UsageError("a zip is not written to a terminal; redirect it, or give a name")
 
     def report(line: str) -> None:
-        if verbose or line.startswith("skipped"):
+        if verbose or line.startswith(("note", "skipped")):
             click.echo(line, err=True)
 
     with tempfile.TemporaryDirectory() if to_stdout else nullcontext("") as folder:
@@ -96,7 +98,7 @@ def compress(
         summary = api.compress(
             data, path, model=model, train=train, adapt=adapt, level=level, group_size=group_size,
             decoder=not no_decoder, grid=grid, force=force, verify=not no_verify, skip_bad=skip_bad, keep_all=keep_all,
-            compute=compute, progress=Bar(quiet), report=report,
+            resume=resume, cluster=cluster, compute=compute, progress=Bar(quiet), report=report,
         )  # fmt: skip
         if to_stdout:
             with open(path, "rb") as handle:
@@ -117,17 +119,19 @@ def compress(
 @click.option("-o", "--output", default="decompressed", show_default=True, metavar="DIR", help="Folder to write into.")
 @click.option("--only", multiple=True, metavar="NAME", help="Restore this file or segment alone (may be repeated).")
 @compute_options
-@options("force", "quiet", "verbose")
+@options("cluster", "force", "quiet", "verbose")
 def decompress(
-    archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], compute: Compute, force: bool,
-    quiet: bool, verbose: bool,
+    archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], compute: Compute, cluster: str | None,
+    force: bool, quiet: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Restore the files in ARCHIVE, or those named.
 
     ARCHIVE is a zip or the folder it was unpacked into. Where segments are damaged, the others are restored still.
     """
     chosen = {*only, *names} or None
-    restored, lost = api.restore_files(archive, output, chosen, force=force, compute=compute, progress=Bar(quiet))
+    restored, lost = api.restore_files(
+        archive, output, chosen, force=force, cluster=cluster, compute=compute, progress=Bar(quiet)
+    )
     if verbose:
         for name in restored:
             click.echo(name, err=True)
@@ -141,10 +145,10 @@ def decompress(
 @click.command()
 @click.argument("archive")
 @compute_options
-@options("json", "quiet")
-def test(archive: str, compute: Compute, as_json: bool, quiet: bool) -> None:
+@options("cluster", "json", "quiet")
+def test(archive: str, compute: Compute, cluster: str | None, as_json: bool, quiet: bool) -> None:
     """Decode all of ARCHIVE and check every checksum; write nothing."""
-    summary = api.check(archive, compute=compute, progress=Bar(quiet))
+    summary = api.check(archive, cluster=cluster, compute=compute, progress=Bar(quiet))
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     elif not quiet:
@@ -192,7 +196,7 @@ def describe(archive: Archive) -> dict[str, Any]:
     for segment in manifest.segments:
         group = manifest.groups[segment.group]
         together = sum(manifest.segments[i].tokens for i in group.segments)
-        spec, kind = manifest.coding(segment)
+        spec, kind = manifest.coding_of(segment)
         raw = segment.tokens * spec.bits / 8
         share = group.size * segment.tokens / together
         segments.append(
@@ -228,11 +232,19 @@ def describe(archive: Archive) -> dict[str, Any]:
 @click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and compare the rest.")
 @click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=1, show_default=True, metavar="M",
+    help="Generate frames in M steps (MaskGIT), by a model trained with --set within_frame=true.",
+)  # fmt: skip
+@click.option(
+    "--decoder", metavar="FILE|hf://...", help="With --protocol: render frames by it, as `render` does, for LPIPS."
+)
 @compute_options
-@options("grid", "json", "quiet")
+@options("cluster", "grid", "json", "quiet")
 def evaluate(
     paths: tuple[str, ...], protocol: str | None, model: str | None, skip_bad: bool, max_windows: int | None,
-    compute: Compute, grid: Grid | None, as_json: bool, quiet: bool,
+    steps: int, decoder: str | None, compute: Compute, cluster: str | None, grid: Grid | None, as_json: bool,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
 
@@ -241,11 +253,17 @@ def evaluate(
     if protocol:
         if len(paths) != 1 or not model:
             raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
-        _print_scores(api.evaluate_1x(model, paths[0], max_windows=max_windows, compute=compute), as_json)
+        if cluster:
+            raise click.UsageError("--protocol 1x runs on this machine alone, without --cluster")
+        decode = load_decoder(decoder, compute).decode if decoder else None
+        scores = api.evaluate_1x(model, paths[0], max_windows=max_windows, steps=steps, decode=decode, compute=compute)
+        _print_scores(scores, as_json)
         return 0
     if len(paths) < 2:
         raise click.UsageError("Missing argument 'DATA'.")
-    summary = api.evaluate(paths[0], paths[1:], grid=grid, skip_bad=skip_bad, compute=compute, progress=Bar(quiet))
+    summary = api.evaluate(
+        paths[0], paths[1:], grid=grid, skip_bad=skip_bad, cluster=cluster, compute=compute, progress=Bar(quiet)
+    )
     click.echo(json.dumps(asdict(summary)) if as_json else f"Compression rate: {summary.rate:.4f}")
     return SKIPPED if summary.skipped else 0
 
@@ -260,7 +278,9 @@ def _print_scores(scores: Mapping[str, Score | None], as_json: bool) -> None:
         else:
             click.echo(
                 f"{name}: cross-entropy {score.cross_entropy:.4f} nats, accuracy {score.accuracy:.4f}, "
-                f"{score.seconds_per_frame:.4f} s/frame ({count(score.windows, 'window')})"
+                f"{score.seconds_per_frame:.4f} s/frame"
+                + (f", LPIPS {score.lpips:.4f}" if score.lpips is not None else "")
+                + f" ({count(score.windows, 'window')})"
             )
 
 

@@ -71,6 +71,11 @@ _OPTIONS = {
         metavar="N",
         help="Processes; each learns from, and codes, a group of segments at a time.  [default: half the CPUs]",
     ),
+    "cluster": click.option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Code on a cluster of Ray's: auto, local, HOST:PORT or ray://HOST:PORT; see docs/cluster.md.",
+    ),
     "grid": click.option(
         "--grid", callback=parse_grid, metavar="HxW", help="Grid of arrays (T, H*W); known for 128 tokens: 8x16."
     ),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Bar(Progress):
-    """A tqdm bar on standard error: tokens, tokens/s and segments. Silent unless that is a terminal."""
+    """A tqdm bar on standard error: tokens, their rate, time left, segments, groups. Silent unless a terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -25,7 +25,7 @@ class Bar(Progress):
         from tqdm import tqdm
 
         self.end()
-        self.done, self.segments = 0, segments
+        self.done, self.segments, self.counted = 0, segments, ""
         # disable=None: silent where standard error is no terminal.
         self.bar = tqdm(
             total=tokens, desc=stage, unit=" tokens", unit_scale=True, leave=False, disable=self.quiet or None,
@@ -36,7 +36,15 @@ class Bar(Progress):
         self.bar.update(tokens)
         if segments:
             self.done += segments
-            self.bar.set_postfix(segments=f"{self.done}/{self.segments}", refresh=False)
+            self._show()
+
+    def groups_done(self, done: int, total: int) -> None:
+        self.counted = f"{done}/{total}"
+        self._show()
+
+    def _show(self) -> None:
+        groups = {"groups": self.counted} if self.counted else {}
+        self.bar.set_postfix(segments=f"{self.done}/{self.segments}", refresh=False, **groups)
 
     def end(self) -> None:
         if self.bar is not None:

@@ -127,7 +127,7 @@ class Zip:
         """All members but folders. Raises zipfile.BadZipFile or OSError where the zip has no directory of them."""
         archive = self._open()
         for info in archive.infolist():
-            if not info.is_dir():
+            if not info.filename.endswith("/"):  # is_dir() fails where the name is empty
                 problem = "a symbolic link" if stat.S_ISLNK(info.external_attr >> 16) else ""
                 yield Member(info.filename, info, info.file_size, partial(archive.open, info), "", problem)
 

@@ -79,7 +79,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, str]]:
             raise unreadable(here, error) from error
         for entry in entries:
             name = prefix + entry.name
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # entry.is_dir() raises an error for a link to itself
                 stack.append((Path(entry.path), name + "/", above | {identity}))
             else:
                 yield Path(entry.path), name

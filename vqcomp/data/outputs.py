@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from ..runtime.errors import InputError
@@ -27,3 +28,13 @@ def require_writable(path: Path, kind: str, *, force: bool = False) -> None:
         trial.unlink()
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from error
+
+
+def require_free(folder: Path, need: int) -> None:
+    """Raise InputError where fewer than `need` bytes are free on the disk of a folder, which need not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if need > free:
+        raise InputError(f"{folder}: too little disk: {need:,} bytes are needed, {free:,} are free")

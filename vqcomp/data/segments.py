@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -51,6 +52,11 @@ class SegmentSource:
         return repr(self.name) if isinstance(self.source, np.ndarray) else str(self.source)
 
     @property
+    def in_place(self) -> bool:
+        """Whether its values lie as they are at `start` of `source`, and can be mapped."""
+        return True
+
+    @property
     def frames(self) -> int:
         """T."""
         return self.shape[0]
@@ -70,13 +76,34 @@ class SegmentSource:
             done += part.size
         return values.reshape(self.shape, order="F" if self.fortran else "C")
 
+    def read_frames(self, frames: slice) -> np.ndarray:
+        """Frames one after another of an array in C order that is `in_place` in a file, (frames, H, W) or (frames,
+        H * W), and nothing else of it. Raises InputError."""
+        first, last, _ = frames.indices(self.frames)
+        per_frame = self.tokens // self.frames
+        count = (last - first) * per_frame
+        assert isinstance(self.source, Path)
+        try:
+            offset = self.start + first * per_frame * self.dtype.itemsize
+            values = np.fromfile(self.source, self.dtype, count, offset=offset)
+        except OSError as error:
+            raise unreadable(self.label, error) from error
+        if values.size != count:
+            raise InputError(f"{self.label}: expected {self.shape} values; the file got shorter while it was read")
+        return values.reshape(last - first, *self.shape[1:])
+
     def maximum(self) -> int:
         """The largest id. Raises InputError unless all are in the vocabulary, or in 0..65535."""
-        low, high = 0, 0
+        return self.scan()[0]
+
+    def scan(self) -> tuple[int, int]:
+        """(the largest id, the CRC-32 of all values as they lie in the file). Raises as `maximum`."""
+        low, high, checksum = 0, 0, 0
         for part in self._parts():
             low, high = min(low, int(part.min())), max(high, int(part.max()))
+            checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
         self.check_range(low, high)
-        return high
+        return high, checksum
 
     def check_range(self, low: int, high: int) -> None:
         """Raise InputError unless the smallest and the largest id are in the vocabulary, or in 0..65535."""

@@ -8,6 +8,7 @@ their names.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -34,19 +35,24 @@ Bad = Callable[[InputError], None]
 
 @dataclass(frozen=True)
 class MemberSource(SegmentSource):
-    """A segment in a container. Its largest id is known since the container was looked through."""
+    """A segment in a container. Its values are known in sum since the container was looked through."""
 
     pack: Tar | Zip | None = None
     member: str = ""
     at: Any = None
-    largest: int = 0
+    scanned: tuple[int, int] = (0, 0)
+    """What `scan` returns."""
 
     @property
     def label(self) -> str:
         return f"{self.source}: {self.member}"
 
-    def maximum(self) -> int:
-        return self.largest
+    @property
+    def in_place(self) -> bool:
+        return False
+
+    def scan(self) -> tuple[int, int]:
+        return self.scanned
 
     def _parts(self) -> Iterator[np.ndarray]:
         assert self.pack
@@ -169,17 +175,19 @@ def _scan(pack: Tar | Zip, member: Member, label: str, handle: IO[bytes], grid: 
     shape, fortran, dtype = read_header(label, handle)
     grid = find_grid(label, dtype, shape, grid)
     start, left = handle.tell(), prod(shape)
-    low, high = 0, 0
+    low, high, checksum = 0, 0, 0
     while left:
         data = handle.read(min(left, READ_TOKENS) * dtype.itemsize)
         values = np.frombuffer(data[: len(data) - len(data) % dtype.itemsize], dtype)
         if not values.size:
             raise InputError(f"{label}: the array is truncated: {left} of {prod(shape)} values are missing")
         low, high, left = min(low, int(values.min())), max(high, int(values.max())), left - values.size
+        checksum = zlib.crc32(values.data, checksum)
     if handle.read(1):
         raise InputError(f"{label}: expected nothing after the array of {shape} {dtype}")
+    scanned = high, checksum
     segment = MemberSource(
-        member.name, dtype, shape, grid, pack.path, start, fortran, None, None, pack, member.name, member.at, high
+        member.name, dtype, shape, grid, pack.path, start, fortran, None, None, pack, member.name, member.at, scanned
     )
     segment.check_range(low, high)
     return segment

@@ -20,7 +20,9 @@ from .segments import Grid, SegmentSource, array_in_memory, check_grid
 from .shards import is_shard, kind_of, read_shard
 
 Place = str | os.PathLike[str]
-Data = Place | Sequence[Place] | Mapping[str, np.ndarray]
+Data = Place | Sequence[Place] | Mapping[str, np.ndarray] | Mapping[str, SegmentSource]
+OpenArchive = Callable[[Path], tuple[list[SegmentSource], list[File]] | None]
+"""Gives the segments and kept files of a file that is an archive, else None. Raises InputError."""
 
 
 @dataclass
@@ -30,16 +32,19 @@ class Found:
     segments come sorted by the name of their file or shard, and in its order: that is the order to read them in.
     files are kept byte for byte. left_out says how many of what are no tokens: a file counts by its name, a shard's
     members by their kind, as "data-0000.tar.gz: *.pose.npy". skipped says of each piece that is bad what is wrong with
-    it; it is empty unless `skip_bad`. Otherwise the first bad piece is an error, which ends with `hint`.
+    it; it is empty unless `skip_bad`. Otherwise the first bad piece is an error, which ends with `hint`. checksums are
+    the CRC-32 of each segment's values, once `maxima` has looked through them.
     """
 
     skip_bad: bool = False
     keep_all: bool = False
     hint: str = ""
+    open_archive: OpenArchive | None = None
     segments: list[SegmentSource] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    checksums: dict[str, int] = field(default_factory=dict)
 
     @property
     def left_out_count(self) -> int:
@@ -77,7 +82,7 @@ class Found:
         bad = []
         for segment in self.segments:
             try:
-                maxima[id(segment)] = segment.maximum()
+                maxima[id(segment)], self.checksums[segment.name] = segment.scan()
             except InputError as error:
                 self.bad(_of_whole(segment, error))
                 bad.append(segment)
@@ -93,19 +98,28 @@ class Found:
 
 
 def find_segments(
-    data: Data, grid: Grid | None = None, *, skip_bad: bool = False, keep_all: bool = False, hint: str = ""
+    data: Data,
+    grid: Grid | None = None,
+    *,
+    skip_bad: bool = False,
+    keep_all: bool = False,
+    hint: str = "",
+    open_archive: OpenArchive | None = None,
 ) -> Found:
     """Every segment of `data`, found without looking through the values where headers say where they are.
 
     data: a .npy file; a shard (.tar, .tar.gz, .tgz, .zip; see shards.py); a folder of 1X's (see onex.py); a
     folder of all these at any depth; an address on the hub (hf://datasets/OWNER/NAME[@REVISION]/FILE); a list of these;
-    or a mapping from names to arrays. A .npy file without the suffix is known by its first bytes. Names of files are
+    or a mapping from names to arrays, or to segments that were found before, which keep their own names and come in the
+    order of the mapping's. A .npy file without the suffix is known by its first bytes. Names of files are
     their paths inside the folder. `grid` is (H, W) of arrays (T, H * W); for 128 tokens it is known to be (8, 16).
     With skip_bad, what cannot be used is left out and said in `skipped`; `hint` may tell the user of it. With keep_all,
     a folder's files and a shard's members that are no tokens are kept byte for byte: members under their own names.
+    open_archive recognises archives (archive/as_data.py), which are data where they are named by themselves, with the
+    files that they keep; inside a folder they are files without tokens, since they may hold what lies beside them.
     Raises InputError, naming the file, for whatever is not an array of ids, and for names that cannot be restored.
     """
-    found, grid = Found(skip_bad, keep_all, hint), check_grid(grid)
+    found, grid = Found(skip_bad, keep_all, hint, open_archive), check_grid(grid)
     parts: list[tuple[str, list[SegmentSource]]] = []
 
     def add(name: str, get: Callable[[], list[SegmentSource]]) -> None:
@@ -116,7 +130,10 @@ def find_segments(
 
     if isinstance(data, Mapping):
         for name, array in data.items():
-            add(str(name), lambda n=name, a=array: [array_in_memory(n, a, grid)])  # type: ignore[misc]
+            if isinstance(array, SegmentSource):
+                parts.append((name, [array]))
+            else:
+                add(str(name), lambda n=name, a=array: [array_in_memory(n, a, grid)])  # type: ignore[misc]
     else:
         paths = places(data)
         if len(paths) == 1 and not os.path.isdir(paths[0]) and not is_shard(paths[0]):
@@ -159,11 +176,15 @@ def _in_named_file(path: Path, grid: Grid | None, found: Found) -> list[SegmentS
     """The segments of a file that was named by itself. Raises InputError if it holds none."""
     before = len(found.skipped)
     open_file(path).close()
+    archived = found.open_archive(path) if found.open_archive else None
+    if archived:
+        found.files += archived[1]
+        return archived[0]
     segments = _in_file(path, path.name, grid, found)
     if not segments and len(found.skipped) == before:
         raise InputError(
-            f"{path}: expected a .npy file (numpy.save), a shard of tokens (.tar.gz, .tar, .zip) or a folder of them, "
-            "found neither"
+            f"{path}: expected a .npy file (numpy.save), a shard of tokens (.tar.gz, .tar, .zip), an archive of "
+            "vqcomp's or a folder of them, found none of these"
         )
     return segments
 

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .background import Background
 from .codec import Advance, Codec, lockstep
 from .coder import Decoder
 from .compute import Compute
@@ -40,6 +39,8 @@ class Network(Protocol):
 
     engine: Any
     """An `Engine`, named here without an import: archives of what learns alone need not carry it."""
+    background: Any
+    """A `Background`, where it predicts the next frame while the mixers learn from the last one."""
 
     def start(self, segments: int) -> None:
         """Forget all, before the first frame of so many segments."""
@@ -62,11 +63,15 @@ class AdaptiveCodec(Codec):
 
     def __init__(self, spec: TokenSpec, network: Network | None = None):
         self.spec, self.network = spec, network
-        largest = WEIGHTS_MAX // (spec.positions * min(max(spec.factors), VOCABULARY_MAX))
-        self.group_size = max(1, min(GROUP_SIZE, largest, POSITIONS_MAX // spec.positions))
-        self.group_limit = max(self.group_size, min(GROUP_LIMIT, POSITIONS_MAX // spec.positions))
-        # There the network predicts the next frame, while the mixers learn from the last one.
-        self._background = Background()
+
+    @property
+    def group_size(self) -> int:
+        largest = WEIGHTS_MAX // (self.spec.positions * min(max(self.spec.factors), VOCABULARY_MAX))
+        return max(1, min(GROUP_SIZE, largest, POSITIONS_MAX // self.spec.positions))
+
+    @property
+    def group_limit(self) -> int:
+        return max(self.group_size, min(GROUP_LIMIT, POSITIONS_MAX // self.spec.positions))
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], advance: Advance | None = None) -> list[bytes]:
         """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
@@ -82,7 +87,8 @@ class AdaptiveCodec(Codec):
         return [self._decode_group(s, list(f), advance) for s, f in zip(streams, frames, strict=True)]
 
     def close(self) -> None:
-        self._background.close()
+        if self.network:
+            self.network.background.close()
 
     def _encode_group(self, segments: list[np.ndarray], advance: Advance | None) -> bytes:
         for segment in segments:
@@ -124,9 +130,10 @@ class AdaptiveCodec(Codec):
             for f, mixer in enumerate(mixers):
                 mixer.begin(frame[:, :, :f], given[f])
                 node = np.ones((1, bits[f].shape[1]), np.int64)
-                for level in range(mixer.levels):
-                    bits[f][level] = decoder.get_bits(mixer.predict(level, node)[0])
-                    node = node * 2 + bits[f][level]
+                for level, row in enumerate(bits[f]):
+                    row[:] = decoder.get_bits(mixer.predict(level, node)[0])
+                    node *= 2
+                    node += row
                 tokens = node - (1 << mixer.levels)
                 if tokens.max() >= self.spec.factors[f]:
                     raise DamageError("a stream decodes to an id outside the vocabulary; fetch the archive again")
@@ -145,7 +152,7 @@ class AdaptiveCodec(Codec):
         codes: list[np.ndarray | None] = [None for _ in factors]
         started = None
         if self.network:
-            started = self._background.submit(self.network.start, len(segments))
+            started = self.network.background.submit(self.network.start, len(segments))
             engine = self.network.engine
             codes = [engine.ops.host(weight).T for weight, _ in engine.output]  # of each factor's tokens, (V, rank)
         mixers = [TreeMixer(self.spec, f, len(segments), codes[f]) for f in factors]
@@ -157,7 +164,7 @@ class AdaptiveCodec(Codec):
         """For each factor, what waits for the network's opinion on the frame after `before` (G, S, F)."""
         if last or not self.network:
             return [None] * len(self.spec.factors)
-        prediction = self._background.submit(self.network.predict, before)
+        prediction = self.network.background.submit(self.network.predict, before)
 
         def part(factor: int) -> np.ndarray:
             weights: np.ndarray = prediction.result()[factor]

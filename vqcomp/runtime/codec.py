@@ -18,10 +18,15 @@ class Codec(Protocol):
     one stream; a call computes its groups as a batch.
     """
 
-    group_size: int
-    """Segments in a group, unless the caller has a reason for another number."""
-    group_limit: int
-    """The most segments in a group."""
+    @property
+    def group_size(self) -> int:
+        """Segments in a group, unless the caller has a reason for another number."""
+        ...
+
+    @property
+    def group_limit(self) -> int:
+        """The most segments in a group."""
+        ...
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], advance: Advance | None = None) -> list[bytes]:
         """One stream for each group: little-endian 32-bit words."""

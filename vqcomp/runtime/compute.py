@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import InputError
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Where and how to compute. Raises InputError for values that cannot be meant."""
+class Compute(NamedTuple):
+    """Where and how to compute."""
 
     device: str = "auto"
     """auto (CUDA if there is one, else torch on the CPU, else NumPy), numpy, cpu, cuda or cuda:N."""
@@ -23,13 +22,15 @@ class Compute:
     batch_size: int = 16
     """Segments that are computed together, and in memory at a time."""
 
-    def __post_init__(self) -> None:
+    def checked(self) -> Compute:
+        """The same; raises InputError for values that cannot be meant."""
         if not re.fullmatch(r"auto|numpy|cpu|cuda(:\d+)?", self.device):
             raise InputError(f"device: expected auto, numpy, cpu, cuda or cuda:N, found {self.device}")
         for name in ("threads", "jobs", "batch_size"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise InputError(f"{name.replace('_', ' ')}: expected an integer of at least 1, found {value}")
+        return self
 
     @property
     def processes(self) -> int:

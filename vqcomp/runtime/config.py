@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,6 +12,10 @@ from .spec import TokenSpec
 
 Offset = tuple[int, int, int]
 """(dt, dy, dx): the token dt frames before the frame being predicted, dy rows down, dx columns right."""
+
+
+_LIMITS = {"blocks": 1024, "stack": 256}
+"""So that a forged config does not ask for tensors without number."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class ModelConfig:
     """Pairs of past tokens; whether they are equal is an input feature."""
     copies: tuple[Offset, ...]
     """Past tokens that the copy head can point at."""
+    within_frame: bool = False
+    """Whether those tokens of the predicted frame itself that are known already are an input, too."""
 
     @property
     def spec(self) -> TokenSpec:
@@ -64,6 +71,11 @@ class ModelConfig:
         return self.heads * self.head_dim
 
     @property
+    def inputs(self) -> int:
+        """Frames whose tokens are embedded into the input: the last `stack` ones, then perhaps the predicted one."""
+        return self.stack + self.within_frame
+
+    @property
     def residual_max(self) -> int:
         """Bound on the residual stream, so that its absolute row sum stays exact."""
         return min(32767, (EXACT_LIMIT - 1) // self.dim)
@@ -81,7 +93,7 @@ class ModelConfig:
         shapes: dict[str, tuple[tuple[int, int], int]] = {}
         for f, size in enumerate(self.factors):
             shapes[f"embed.{f}"] = ((size + 1, r), 1)
-            for c in range(self.stack):
+            for c in range(self.inputs):
                 shapes[f"stack.{c}.{f}"] = ((d, r), d)
         shapes["position"] = ((d, self.positions), d)
         if self.flags:
@@ -105,17 +117,22 @@ class ModelConfig:
         return sum(rows * cols for (rows, cols), _ in self.tensor_shapes().values())
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values by field; `within_frame` is left out where it is false, as it was before there was such."""
+        values = asdict(self)
+        if not self.within_frame:
+            del values["within_frame"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`, also from JSON. Raises ModelError on missing, unknown or impossible values."""
         names = {f.name for f in fields(cls)}
-        if set(values) != names:
+        if {"within_frame", *values} != names:
             raise ModelError(f"model config: expected the fields {sorted(names)}, found {sorted(values)}")
         try:
-            tables = ("factors", "flags", "copies")
-            known: dict[str, Any] = {k: _integer(v) for k, v in values.items() if k not in tables}
+            others = ("factors", "flags", "copies", "within_frame")
+            known: dict[str, Any] = {k: _integer(v) for k, v in values.items() if k not in others}
+            known["within_frame"] = values.get("within_frame", False)
             known["factors"] = tuple(_integer(v) for v in values["factors"])
             known["flags"] = tuple((_offset(a), _offset(b)) for a, b in values["flags"])
             known["copies"] = tuple(_offset(o) for o in values["copies"])
@@ -128,12 +145,15 @@ class ModelConfig:
     def check(self) -> None:
         """Raise ModelError unless every sum that the engine makes stays exact. FORMAT.md derives the bounds."""
         for name in ("height", "width", "dim", "blocks", "head_dim", "hidden", "rank", "window", "stack"):
-            if not 1 <= getattr(self, name) <= 65536:
-                raise ModelError(f"model config: {name} must be in 1..65536, found {getattr(self, name)}")
+            limit = _LIMITS.get(name, 65536)
+            if not 1 <= getattr(self, name) <= limit:
+                raise ModelError(f"model config: {name} must be in 1..{limit}, found {getattr(self, name)}")
+        if not isinstance(self.within_frame, bool):
+            raise ModelError(f"model config: within_frame must be true or false, found {self.within_frame}")
         if self.spatial_heads < 0 or self.temporal_heads < 0 or self.heads < 1:
             raise ModelError("model config: at least one head, and no negative number of heads")
-        if not self.factors or any(not 2 <= v <= 65536 for v in self.factors):
-            raise ModelError(f"model config: factors must be in 2..65536, found {self.factors}")
+        if not 1 <= len(self.factors) <= 64 or any(not 2 <= v <= 65536 for v in self.factors):
+            raise ModelError(f"model config: expected 1 to 64 factors in 2..65536, found {str(self.factors)[:60]}")
         for name, length, limit in (
             ("dim", self.dim, WEIGHT_MAX),
             ("hidden", self.hidden, WEIGHT_MAX),
@@ -158,6 +178,6 @@ def _offset(values: Any) -> Offset:
 
 
 def _integer(value: Any) -> int:
-    if not isinstance(value, int):
-        raise ValueError(f"expected an integer, found {value}")
+    if type(value) is not int:
+        raise ValueError(f"expected an integer, found {json.dumps(value)[:60]}")
     return value

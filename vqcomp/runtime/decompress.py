@@ -12,7 +12,12 @@ import sys
 if __name__ == "__main__":
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
+    import _signal  # type: ignore[import-not-found]  # for signal itself takes a while to import
     import os
+
+    # Until there is something to tidy up, an interrupt ends this at once.
+    if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
     os.environ["PYTHONSAFEPATH"] = "1"
     if sys.version_info < (3, 11):  # which does not know it
@@ -61,8 +66,8 @@ def main():
         sys.exit("error: expected Python 3.10 or newer, found " + sys.version.split()[0])
     try:
         use_runtime()
-    except (OSError, ValueError) as error:
-        print(f"error: {RUNTIME} is damaged or missing, fetch or unpack the archive again: {error}", file=sys.stderr)
+    except (OSError, ValueError):
+        print(f"error: {RUNTIME} is damaged or missing, fetch or unpack the archive again", file=sys.stderr)
         return 3
     return importlib.import_module(PACKAGE + ".launch").main(HERE)
 

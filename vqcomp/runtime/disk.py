@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno == errno.ENOSPC:
-            reason += f" ({shutil.disk_usage(path.parent).free:,} bytes are free); make room or choose another disk"
+            reason += f" ({shutil.disk_usage(path.parent).free:,} bytes free)"
         raise InputError(f"{path}: cannot be written: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,10 +47,3 @@ def make_folder(folder: Path, created: list[Path]) -> None:
         except OSError as error:
             raise InputError(f"{path}: cannot be made: {error.strerror}") from error
         created.append(path)
-
-
-def require_free(folder: Path, need: int) -> None:
-    """Raise InputError where fewer than `need` bytes are free on the folder's disk."""
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise InputError(f"{folder}: too little disk: {need:,} bytes are needed, {free:,} are free")

@@ -81,7 +81,7 @@ class Engine:
 
         self.position = ops.load(scaled(*tensors["position"], c.residual_max).T)  # (S, D)
         # A token's whole way into the residual stream is one row of a table: (V + 1, D), the last row for "no frame".
-        self.tables = [[ops.load(_table(tensors, i, f, c.residual_max)) for f in factors] for i in range(c.stack)]
+        self.tables = [[ops.load(_table(tensors, i, f, c.residual_max)) for f in factors] for i in range(c.inputs)]
         self.flags = matrix("flags") if c.flags else None
         self.blocks = [
             {name: matrix(f"blocks.{i}.{name}") for name in ("qkv", "proj", "up", "down")} for i in range(c.blocks)
@@ -113,15 +113,17 @@ class Engine:
         none = ops.empty(0, 2, batch * c.positions * c.temporal_heads, c.head_dim)
         return State(ops.load(np.full(shape, -1, np.int64)), [none] * c.blocks)
 
-    def forward(self, state: State, previous: np.ndarray) -> list[Array]:
+    def forward(self, state: State, previous: np.ndarray, own: np.ndarray | None = None) -> list[Array]:
         """Predict C frames of each of B segments, and move `state` C steps on.
 
         previous: (B, C, S, F) integers, the frame before each predicted one; -1 everywhere where there is none.
+        own: (B, C, S, F), the predicted frames' own tokens for a network `within_frame`, -1 for those not known; None
+        for none known.
         Returns for each factor the logits in 1/64 bit: integers in float32, (B * C * S, V).
         """
         batch, steps = previous.shape[:2]
         past = self._past(state, previous)  # (rows, offsets)
-        h = self._embed(past)  # (rows, D)
+        h = self._embed(past, own)  # (rows, D)
         for i, block in enumerate(self.blocks):
             self._attend(h, block, i, state, batch, steps)
             self._mlp(h, block)
@@ -131,11 +133,7 @@ class Engine:
         """The ids at all offsets of all rows, (rows, offsets); -1 where there is no such token."""
         c, ops, (my, mx) = self.config, self.ops, self.margin
         batch, steps = previous.shape[:2]
-        ids = np.zeros(previous.shape[:3], np.int64)
-        for f in reversed(range(len(c.factors))):
-            ids = ids * c.factors[f] + previous[..., f]
-        ids[previous[..., 0] < 0] = -1
-        grid = ids.reshape(batch, steps, c.height, c.width)
+        grid = self._ids(previous).reshape(batch, steps, c.height, c.width)
         grid = np.pad(grid, ((0, 0), (0, 0), (my, my), (mx, mx)), constant_values=-1)
         frames = ops.concat([state.frames, ops.load(grid)], 1)  # (B, history - 1 + C, padded grid)
         state.frames = frames[:, steps:]
@@ -143,6 +141,10 @@ class Engine:
             self.cached["past", steps] = ops.load(self._past_index(steps))
         flat = frames.reshape(batch, -1)
         return ops.take(flat, self.cached["past", steps], 1).reshape(-1, len(self.offsets))
+
+    def _ids(self, tokens: np.ndarray) -> np.ndarray:
+        """Ids of factors (B, C, S, F), -1 for no token: (B, C, S)."""
+        return np.where(tokens[..., 0] < 0, -1, self.config.spec.join(tokens))
 
     def _past_index(self, steps: int) -> np.ndarray:
         """Where in a segment's padded frames each (step, position, offset) lies, flattened."""
@@ -159,11 +161,13 @@ class Engine:
             stride *= size
         return ids if len(self.config.factors) == 1 else ids // stride % self.config.factors[f] - (ids < 0) * (1 << 20)
 
-    def _embed(self, past: Array) -> Array:
+    def _embed(self, past: Array, own: np.ndarray | None) -> Array:
         c, ops = self.config, self.ops
         parts = []
         for i, tables in enumerate(self.tables):
-            ids = past[:, self.offsets.index((i + 1, 0, 0))]
+            ids = past[:, self.offsets.index((min(i + 1, c.stack), 0, 0))]
+            if i == c.stack:  # those of the predicted frame itself
+                ids = ids * 0 - 1 if own is None else ops.load(self._ids(own).reshape(-1))
             for f, table in enumerate(tables):
                 rows = self._factor(ids, f)
                 rows = ops.where(rows < 0, c.factors[f], rows)

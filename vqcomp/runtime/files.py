@@ -29,11 +29,15 @@ MEMORY_LIMIT = 1 << 28
 def contents(archive: Reader, file: Kept) -> Iterator[bytes]:
     """A kept file in pieces. Raises DamageError, at the end at the latest."""
     try:
-        handle, start, _ = archive.open_stored(FILES)
-    except (OSError, ArchiveError) as error:
-        raise DamageError(f"{FILES}: cannot be read: {error}") from error
+        handle, start, found = archive.open_stored(FILES)
+    except OSError as error:
+        raise DamageError(f"{FILES}: cannot be read: {error.strerror}") from error
+    except ArchiveError as error:
+        raise DamageError(str(error)) from error
     size = crc = 0
     with handle:
+        if file.offset + file.stored > found:
+            raise DamageError(f"{file.name}: {FILES} is cut short")
         handle.seek(start + file.offset)
         try:
             xz, left, data = lzma.LZMADecompressor(lzma.FORMAT_XZ, MEMORY_LIMIT), file.stored, b""

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from .codec import Advance, Codec, lockstep
-from .coder import Decoder, Tables
+from .coder import Decoder
 from .compute import Compute
 from .engine import Engine
 from .loading import load_engine
 from .spec import TokenSpec
+from .tables import Tables
 from .uniform import decode_uniform, encode_uniform, modelled
 
 # Rows in one call of the engine: enough for the GEMMs' full rate, few enough for the cache.
@@ -30,7 +31,6 @@ class GPTCodec(Codec):
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.rows = ROWS["cpu" if engine.ops.on_host else "cuda"]
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], advance: Advance | None = None) -> list[bytes]:
         with self.engine.ops.settings():
@@ -45,7 +45,8 @@ class GPTCodec(Codec):
     def _encode(self, segments: list[np.ndarray], advance: Advance | None) -> list[bytes]:
         encoders = [modelled() for _ in segments]
         spec, ops = self.engine.config.spec, self.engine.ops
-        chunk = max(1, self.rows // (len(segments) * spec.positions))
+        rows = ROWS["cpu" if ops.on_host else "cuda"]
+        chunk = max(1, rows // (len(segments) * spec.positions))
         state = self.engine.start(len(segments))
         for active, t, steps in lockstep([len(s) for s in segments], chunk):
             state.keep(len(active))

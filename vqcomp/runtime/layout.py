@@ -7,5 +7,5 @@ RUNTIME, MODEL, STREAMS, FILES, MANIFEST = (
 )
 ENTRIES = (BOOTSTRAP, RUNTIME, MODEL, STREAMS, FILES, MANIFEST)
 """In the order in which they are written."""
-MANIFEST_LIMIT, TOKENS_LIMIT = 1 << 28, 1 << 31
-"""Bytes of a manifest, and tokens of a segment: beyond them a file is taken for a bomb."""
+MANIFEST_LIMIT, MODEL_LIMIT, TOKENS_LIMIT = 1 << 28, 1 << 30, 1 << 31
+"""Bytes of a manifest and of a model, and tokens of a segment: beyond them a file is taken for a bomb."""

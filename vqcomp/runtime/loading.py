@@ -6,12 +6,12 @@ import zlib
 
 import numpy as np
 
-from .coder import Tables
 from .compute import Compute
 from .engine import Engine
 from .errors import ModelError, PlatformError
 from .exact import make_ops
 from .spec import TokenSpec
+from .tables import Tables
 from .weights import read_model
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from .adapt import AdaptiveCodec
-from .coder import weights
+from .background import Background
 from .compute import Compute
 from .engine import Engine
 from .loading import load_engine
 from .spec import TokenSpec
+from .tables import weights
 
 SHARED_ROWS = 512
 """Rows from which on it pays to share an operation among threads: a small one waits longer for a second thread, which
@@ -25,7 +26,7 @@ class FramePredictor:
     """A FrameGPT that predicts one frame of all segments at a time."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.background = engine, Background()
 
     def start(self, segments: int) -> None:
         """Go to before the first frame of so many segments."""

@@ -73,7 +73,7 @@ class RangeDecoder:
         else:
             n, size = table.shape
             symbols = self._find(table_bounds(table).ravel().data, range(0, n * (size + 1), size + 1), size)
-        self._check(self._offset, self._range)
+        self._require_inside(self._offset, self._range)
         return np.array(symbols, np.int64)
 
     def _split(self, zeros: list[int]) -> list[int]:
@@ -90,7 +90,7 @@ class RangeDecoder:
                 range_ = (scale << 24) - split
                 bits.append(1)
             if range_ < WORD:
-                self._check(offset, range_)
+                self._require_inside(offset, range_)
                 offset, range_ = offset << 32 | next(words, 0), range_ << 32
         self._offset, self._range = offset, range_
         return bits
@@ -106,12 +106,12 @@ class RangeDecoder:
             range_ = scale * (bounds[i + 1] - start)
             symbols.append(i - first)
             if range_ < WORD:
-                self._check(offset, range_)
+                self._require_inside(offset, range_)
                 offset, range_ = offset << 32 | next(words, 0), range_ << 32
         self._offset, self._range = offset, range_
         return symbols
 
-    def _check(self, offset: int, range_: int) -> None:
+    def _require_inside(self, offset: int, range_: int) -> None:
         # What lies beyond all intervals was taken for the last one's, and stays beyond.
         if offset >= range_:
             raise ValueError("words that no encoder writes")
@@ -122,6 +122,9 @@ class Categorical:
 
     Such tables are taken as they are, as constriction's Categorical(perfect=False) takes them.
     """
+
+    def __init__(self, perfect: bool) -> None:
+        pass
 
     def intervals(self, symbols: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each symbol's interval starts, and its width, in 2^-24."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -15,9 +15,8 @@ from .codec import Advance, Codec
 from .compute import Compute
 from .errors import ArchiveError, DamageError, FormatError, InputError
 from .kinds import make_codec
-from .layout import MANIFEST, MANIFEST_LIMIT, MODEL, STREAMS
-from .manifest import Group, parse
-from .spec import TokenSpec
+from .layout import MANIFEST, MODEL, STREAMS
+from .manifest import Group, Manifest, Segment, parse
 
 ReaderType = TypeVar("ReaderType", bound="Reader")
 
@@ -30,15 +29,15 @@ def token_bytes(tokens: np.ndarray) -> bytes:
 class Reader:
     """An archive that was unpacked into a folder, opened for decoding. Use it in a `with`.
 
-    Opening reads the manifest and runs no model. Raises FormatError, DamageError or UnsafeNameError, and InputError
-    for a file that cannot be read.
+    Opening reads the manifest and runs no model. The manifest is trusted: see `archive.reader.Archive` for one that is
+    not. Raises FormatError or DamageError, and InputError for a file that cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], compute: Compute | None = None) -> None:
         self.path, self.compute = Path(path), compute or Compute()
         self._codecs: dict[int, Codec] = {}
         try:
-            self.manifest = parse(self.read(MANIFEST, MANIFEST_LIMIT))
+            self.manifest = self.read_manifest()
             self._streams, self._start, found = self.open_stored(STREAMS)
             expected = sum(g.size for g in self.manifest.groups)
             if found != expected:
@@ -50,7 +49,6 @@ class Reader:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ArchiveError as error:
             raise type(error)(f"{path}: {error}") from error
-        self._segments = {s.name: s for s in self.manifest.segments}
 
     def __enter__(self: ReaderType) -> ReaderType:
         return self
@@ -63,16 +61,15 @@ class Reader:
         for codec in self._codecs.values():
             codec.close()
 
-    def read(self, entry: str, limit: int) -> bytes:
-        """The bytes of an entry. Raises FormatError where it is missing or exceeds `limit`, DamageError if damaged."""
-        try:
-            with open(self.path / entry, "rb") as handle:
-                data = handle.read(limit + 1)
-        except FileNotFoundError as error:
-            raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
-        if len(data) > limit:
-            raise FormatError(f"{entry}: expected at most {limit} bytes")
-        return data
+    def read_manifest(self) -> Manifest:
+        """As `manifest.parse`."""
+        return parse(self.read(MANIFEST))
+
+    def read(self, entry: str, limit: int = -1) -> bytes:
+        """The bytes of an entry, at most `limit`. Raises FormatError if it is missing, DamageError if it is damaged."""
+        handle, _, _ = self.open_stored(entry)
+        with handle:
+            return handle.read(limit)
 
     def open_stored(self, entry: str) -> tuple[BinaryIO, int, int]:
         """(open file, where an entry that is stored starts in it, its size). Raises FormatError if missing."""
@@ -82,9 +79,17 @@ class Reader:
             raise FormatError(f"no {entry} inside; expected an archive written by vqcomp") from error
         return handle, 0, os.fstat(handle.fileno()).st_size
 
+    def _read_at(self, start: int, size: int) -> bytes:
+        """Bytes of the file that holds the streams."""
+        self._streams.seek(start)
+        return self._streams.read(size)
+
+    def _array(self, segment: Segment, ids: np.ndarray) -> np.ndarray:
+        """A segment as it was, of its ids (T, S)."""
+        return ids.astype(segment.dtype).reshape(segment.shape)
+
     def _stream(self, group: Group) -> bytes:
-        self._streams.seek(self._start + group.offset)
-        data = self._streams.read(group.size)
+        data = self._read_at(self._start + group.offset, group.size)
         if len(data) != group.size or zlib.crc32(data) != group.crc32:
             raise DamageError("its stream's checksum does not match")
         return data
@@ -92,36 +97,28 @@ class Reader:
     def _codec(self, index: int) -> Codec:
         if index not in self._codecs:
             (spec, kind), model = self.manifest.codings[index], None
-            if kind.has_network:
-                assert self.manifest.model
+            if kind.has_network and self.manifest.model:
                 size, sha256 = self.manifest.model
-                try:
-                    model = self.read(MODEL, size)
-                except FormatError as error:
-                    raise DamageError(str(error)) from error
-                if len(model) != size or hashlib.sha256(model).hexdigest() != sha256:
+                model = self.read(MODEL, size + 1)
+                if hashlib.sha256(model).hexdigest() != sha256:
                     raise DamageError(f"{MODEL} is damaged: its checksum does not match")
-            self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=self.compute)
+            # One group is no work for several processes, and a decoder may come without the module that starts them.
+            several = sum(group.coding == index for group in self.manifest.groups) > 1
+            compute = self.compute if several else self.compute._replace(jobs=1)
+            self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=compute)
         return self._codecs[index]
 
-    def decode(
-        self,
-        names: Iterable[str] | None = None,
-        *,
-        damaged: dict[str, str] | None = None,
-        advance: Advance | None = None,
+    def decode_segments(
+        self, names: Collection[str], damaged: dict[str, str], advance: Advance | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield (name, array) in the archive's order, of the named segments or of all.
+        """Yield (name, array) in the archive's order, of the segments of these names.
 
         About compute.batch_size segments, or a group for each process, are in memory at a time. Every array has passed
-        its CRC. Damaged segments are left out and named in `damaged`, name -> reason; without it they raise
-        DamageError. After all segments, the hash of the whole is checked too. `advance` is called with the number of
-        newly decoded tokens, those of other segments in the same streams included. Raises InputError on an unknown
-        name.
+        its CRC. Damaged segments are left out and named in `damaged`, name -> reason. Where all segments are asked for
+        and none is damaged, the hash of the whole is checked at the end: raises DamageError. `advance` is called with
+        the number of newly decoded tokens, those of other segments in the same streams included.
         """
-        wanted = set(self._segments) if names is None else set(names)
-        for name in sorted(wanted - set(self._segments)):
-            raise InputError(f"{self.path}: no segment {name!r} inside; `vqcomp list` shows the names")
+        wanted = set(names)
         lost: dict[str, str] = {}
         whole = hashlib.sha256()
         for batch in self._batches(wanted):
@@ -133,21 +130,11 @@ class Reader:
                         lost[segment.name] = "the tokens' checksum does not match"
                     elif segment.name in wanted:
                         whole.update(data)
-                        ids = self._spec(group).join(tokens)
-                        yield segment.name, ids.astype(segment.dtype).reshape(segment.shape)
-            found = {name: reason for name, reason in lost.items() if name in wanted}
-            if damaged is not None:
-                damaged.update(found)
-            elif found:
-                reasons = "; ".join(f"segment {name!r}: {reason}" for name, reason in found.items())
-                raise DamageError(f"{self.path}: {reasons}")
-        if len(wanted) == len(self._segments) and not lost and whole.hexdigest() != self.manifest.sha256:
-            raise DamageError(
-                f"{self.path}: the hash of all tokens does not match, though each segment's checksum does"
-            )
-
-    def _spec(self, group: Group) -> TokenSpec:
-        return self.manifest.codings[group.coding].spec
+                        ids = self.manifest.codings[group.coding].spec.join(tokens)
+                        yield segment.name, self._array(segment, ids)
+            damaged.update({name: reason for name, reason in lost.items() if name in wanted})
+        if len(wanted) == len(self.manifest.segments) and not lost and whole.hexdigest() != self.manifest.sha256:
+            raise DamageError(f"{self.path}: the hash of all tokens does not match")
 
     def _batches(self, wanted: set[str]) -> Iterator[list[Group]]:
         """Groups that hold wanted segments, in lists of one coding and about compute.batch_size segments."""
@@ -175,12 +162,12 @@ class Reader:
             try:
                 streams.append(self._stream(group))
                 healthy.append(group)
-            except DamageError as error:
+            except ArchiveError as error:
                 self._lose(group, error, lost)
         frames = [[self.manifest.segments[i].shape[0] for i in g.segments] for g in healthy]
         try:
             decoded = self._codec(healthy[0].coding).decode(streams, frames, advance) if healthy else []
-        except DamageError as error:
+        except ArchiveError as error:
             if len(healthy) == 1:
                 self._lose(healthy[0], error, lost)
             else:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .disk import make_folder, replacing, require_free
+from .disk import make_folder, replacing
 from .errors import InputError, UnsafeNameError
 from .progress import Progress
 from .reader import Reader
@@ -25,21 +25,16 @@ def restore(
     archive: Reader,
     folder: Path,
     names: Collection[str] | None = None,
-    *,
-    force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write segments as .npy files under `folder`, and the archive's other files, each one whole or not at all.
 
-    Returns what was lost, name -> reason: to damage, or since the system cannot have a file of this name; everything
-    else is written all the same, and an older file of a lost name is set aside. On any other error, and on an
-    interrupt, what this call created is removed again. Raises InputError where a file exists (unless `force`), where
-    there is too little disk, or on an unknown name; UnsafeNameError where a link leads out of `folder`.
+    Files that exist are replaced. Returns what was lost, name -> reason: to damage, or since the system cannot have a
+    file of this name; everything else is written all the same, and an older file of a lost name is set aside. On any
+    other error, and on an interrupt, what this call created is removed again. Raises InputError on an unknown name or
+    where the system refuses to write, UnsafeNameError where a name or a link leads out of `folder`.
     """
     chosen = archive.manifest.select(names)
-    for output in chosen.outputs if not force else ():
-        if os.path.lexists(folder / output):
-            raise InputError(f"{folder / output}: exists already; -f overwrites it")
     progress = progress or Progress()
     lost: dict[str, str] = {}
     created: list[Path] = []
@@ -47,15 +42,15 @@ def restore(
     def save(name: str, write: Callable[[BinaryIO], object]) -> None:
         path = folder / name
         try:
-            make_folder(path.parent, created)
             if root not in (path.parent.resolve() / "x").parents:
-                raise UnsafeNameError(f"{path}: a link leads out of {folder}; expected a folder inside")
+                raise UnsafeNameError(f"{path}: this name or a link leads out of {folder}; expected a place inside")
+            make_folder(path.parent, created)
             is_new = not path.exists()
             with replacing(path) as temporary, open(temporary, "xb") as handle:
                 write(handle)
         except (OSError, InputError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in _NAME_ERRORS:
+            cause: Any = error.__cause__ or error
+            if getattr(cause, "errno", None) not in _NAME_ERRORS:
                 raise
             lost[name] = f"this system cannot have a file of this name: {cause.strerror}"
             return
@@ -64,16 +59,12 @@ def restore(
 
     try:
         make_folder(folder, created)
-        if not force:
-            sizes = [s.tokens * s.dtype.itemsize + 128 for s in chosen.segments]
-            require_free(folder, sum(sizes) + sum(f.size for f in chosen.kept))
         groups = {s.group for s in chosen.segments}  # decoded as a whole
         tokens = sum(s.tokens for s in archive.manifest.segments if s.group in groups)
         progress.begin("decoding", len(chosen.segments), tokens)
         root = folder.resolve()
-        decoded = archive.decode(
-            [s.name for s in chosen.segments], damaged=lost, advance=lambda count: progress.advance(0, count)
-        )
+        wanted = [s.name for s in chosen.segments]
+        decoded = archive.decode_segments(wanted, lost, lambda count: progress.advance(0, count))
         for raw, items in groupby(decoded, lambda item: chosen.raw.get(item[0])):
             if raw:
                 from .files import save_raw

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class TokenSpec:
+class TokenSpec(NamedTuple):
     """A frame is a (height, width) grid of ids; an id is a tuple of factors, the first varying fastest.
 
     commaVQ: TokenSpec(8, 16, (1024,)); 1X: TokenSpec(16, 16, (512, 512)).

@@ -15,15 +15,16 @@ from collections.abc import Callable
 import numpy as np
 
 from .arithmetic import WEIGHT_MAX
-from .coder import Decoder, Encoder, partition
+from .coder import Decoder, Encoder
 from .config import ModelConfig
 from .engine import Tensors
 from .errors import DamageError, ModelError
+from .tables import get_symbols, partition, put_symbols
 
 MAGIC = b"VQM\x02"
 CONFIG_LIMIT = 1 << 20
-WEIGHTS_LIMIT = 1 << 30
-"""Readers refuse larger configs (bytes) and models (weights)."""
+WEIGHTS_LIMIT, FEW_WEIGHTS, WEIGHTS_PER_BYTE = 1 << 30, 1 << 20, 64
+"""Readers refuse larger configs (bytes) and models (weights), and more weights than a file of its length may hold."""
 
 SPREADS = 12
 """Contexts of codes, and values of what is told of a row."""
@@ -96,7 +97,7 @@ def write_model(config: ModelConfig, tensors: Tensors, check: int) -> bytes:
     encoder = Encoder()
 
     def put(symbols: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        encoder.put_symbols(symbols, bounds)
+        put_symbols(encoder, symbols, bounds)
         return symbols
 
     coder = WeightCoder(put)
@@ -133,10 +134,11 @@ def read_config(data: bytes) -> tuple[ModelConfig, int, int]:
 def read_model(data: bytes) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np.ndarray]], int]:
     """.vqm bytes -> (config, tensors, self-test). Raises ModelError or DamageError."""
     config, check, start = read_config(data)
-    if config.parameters() > WEIGHTS_LIMIT:
-        raise ModelError(f"model: {config.parameters()} weights are more than the limit of {WEIGHTS_LIMIT}")
+    limit = min(WEIGHTS_LIMIT, FEW_WEIGHTS + WEIGHTS_PER_BYTE * len(data))
+    if config.parameters() > limit:
+        raise ModelError(f"model: {config.parameters()} weights are over the limit of {limit} for {len(data)} bytes")
     decoder = Decoder(data[start:-4])
-    coder = WeightCoder(lambda symbols, bounds: decoder.get_symbols(bounds))
+    coder = WeightCoder(lambda symbols, bounds: get_symbols(decoder, bounds))
     tensors = {}
     for name, (shape, rows) in config.tensor_shapes().items():
         codes, scales = coder.tensor(name, np.zeros(shape, np.int64), np.zeros(rows, np.int64))

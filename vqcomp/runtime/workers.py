@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -38,16 +38,30 @@ class Workers(Codec):
 
     def __init__(self, codec: Codec, make: Callable[[Compute], Codec], compute: Compute) -> None:
         """codec: one like those that `make` makes in the processes, for a group by itself. `make` is pickled."""
-        self.group_size, self.group_limit = codec.group_size, codec.group_limit
         self._codec, self._jobs = codec, compute.processes
         threads = compute.threads or max(1, cpus() // self._jobs)
-        self._start = partial(make, replace(compute, threads=threads, jobs=1))
+        self._start = partial(make, compute._replace(threads=threads, jobs=1))
         self._pool: ProcessPoolExecutor | None = None
+        self._started: list[Any] = []
+
+    @property
+    def group_size(self) -> int:
+        return self._codec.group_size
+
+    @property
+    def group_limit(self) -> int:
+        return self._codec.group_limit
 
     def close(self) -> None:
         """End the processes, whatever they do."""
         if self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            # Those that have only been started could not find what this process has taken down meanwhile.
+            for process in self._started:
+                process.kill()
+            for process in self._started:
+                process.wait()
+            # Waits for the pool's own thread alone: while Python ends, it must not be found closing its pipe.
+            self._pool.shutdown(cancel_futures=True)
             for end in (self._life, *self._reports):
                 end.close()
             self._pool = None
@@ -74,7 +88,9 @@ class Workers(Codec):
         parts = [[column[a:b] for column in columns] for a, b in pairwise(cuts)]
         pool = self._pool = self._pool or self._open()
         try:
-            futures: list[Future[Any]] = [pool.submit(_run, method, part) for part in parts]
+            # The pool must not be closed half started: it would wait for a thread that has not begun.
+            with _no_interrupts():
+                futures: list[Future[Any]] = [pool.submit(_run, method, part) for part in parts]
             pending = set(futures)
             while pending:
                 pending = wait(pending, POLL).not_done
@@ -87,7 +103,8 @@ class Workers(Codec):
             raise InputError("a process was ended from outside, perhaps for lack of memory; try fewer jobs") from error
 
     def _open(self) -> ProcessPoolExecutor:
-        context = _Context()
+        context, self._started = _Context(), []
+        context.started = self._started
         theirs, self._life = context.Pipe(duplex=False)
         # A report is shorter than what a pipe takes at once, but other systems than POSIX want the lock.
         self._reports = context.Pipe(duplex=False)
@@ -100,12 +117,20 @@ class _Process(SpawnProcess):
 
     @staticmethod
     def _Popen(process: BaseProcess) -> Any:
+        started = vars(process).pop("started")  # which cannot be sent to the process
         with _hidden_main():
-            return SpawnProcess._Popen(process)  # type: ignore[attr-defined, unused-ignore]
+            started.append(SpawnProcess._Popen(process))  # type: ignore[attr-defined, unused-ignore]
+        return started[-1]
 
 
 class _Context(SpawnContext):
-    Process = _Process
+    started: list[Any]
+    """Processes are added here as soon as they are there: an interrupt may come before the pool knows of them."""
+
+    def Process(self, *arguments: Any, **options: Any) -> _Process:  # type: ignore[override]
+        process = _Process(*arguments, **options)
+        vars(process)["started"] = self.started
+        return process
 
 
 @contextmanager
@@ -120,6 +145,32 @@ def _hidden_main() -> Iterator[None]:
         yield
     finally:
         vars(main).update({name: before[name] for name in ("__spec__", "__file__") if name in before})
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Within it, Ctrl-C waits; processes that are started do not see it at all, from their first instruction on."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # else it would be started within, and let interrupts in
+    # Another thread may get the signal, and Python then calls the handler in this one: that waits, too, and SIGTERM's.
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _in_archive() -> bool:

@@ -71,7 +71,7 @@ def _network(n: ModelConfig) -> str:
     return (
         f"{n.blocks} blocks, dim {n.dim}, {n.spatial_heads} spatial and {n.temporal_heads} temporal heads of "
         f"{n.head_dim}, MLP {n.hidden}, rank {n.rank}, window {n.window}, stack {n.stack}, {len(n.flags)} flags, "
-        f"{len(n.copies)} copies"
+        f"{len(n.copies)} copies" + (", sees known tokens of the predicted frame" if n.within_frame else "")
     )
 
 

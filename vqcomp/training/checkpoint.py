@@ -1,22 +1,25 @@
-"""Checkpoints: all that a training needs to go on to the same result, in one file of torch.save."""
+"""Checkpoints: all that a training needs to go on to the same result, a file of torch.save and then its SHA-256."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from ..data.messages import json_value, reason
 from ..runtime.disk import replacing
 from ..runtime.errors import InputError
 from ..version import __version__
 from .memory import is_out_of_memory
 
-FORMAT = 2
+FORMAT = 3
+HASH_BYTES = 32
 STATES = 5
 """Numbers for each weight: the weight itself, two averages and, at most, two of an optimiser."""
 
@@ -33,7 +36,7 @@ def require_room(path: Path, parameters: int) -> None:
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Replace the file by `state`, tensors and plain values, as a whole or not at all. Raises InputError."""
-    with replacing(path) as temporary, open(temporary, "xb") as handle:
+    with replacing(path) as temporary, open(temporary, "x+b") as handle:
         try:
             torch.save({"format": FORMAT, "vqcomp": __version__, **state}, handle)
         except RuntimeError as error:
@@ -43,6 +46,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             if is_out_of_memory(error):
                 raise
             raise InputError(f"{path}: cannot be written: {error}") from error
+        handle.write(_hash(handle, handle.seek(0, os.SEEK_END)))
 
 
 def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -52,11 +56,19 @@ def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[s
     differ and the version that wrote it.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load checks no checksums
-            if damaged := archive.testzip():
-                raise InputError(f"{path}: the checkpoint is damaged in {damaged}; train anew, without --resume")
+        with open(path, "rb") as handle:
+            end = handle.seek(0, os.SEEK_END) - HASH_BYTES
+            if end < 0 or _hash(handle, end) != handle.read():
+                raise InputError(
+                    f"{path}: the checkpoint is damaged, or another vqcomp's: its checksum does not match; train anew, "
+                    "without --resume"
+                )
         state = torch.load(path, map_location="cpu", weights_only=True)
-        kind, version = state["format"], str(state.get("vqcomp", "an earlier version"))
+        kind, shown, version = (
+            state["format"],
+            json_value(state["format"]),
+            str(state.get("vqcomp", "an earlier version")),
+        )
         then = {about: dict(state[about]) for about in same}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint; train without --resume") from error
@@ -64,12 +76,13 @@ def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[s
         raise
     except Exception as error:  # zipfile, pickle and torch raise many kinds for files that are damaged
         raise InputError(
-            f"{path}: the checkpoint is damaged, or is none of vqcomp train: {error}; train anew, without --resume"
+            f"{path}: the checkpoint is damaged, or is none of vqcomp train: {reason(error)}; train anew, without "
+            "--resume"
         ) from error
     if kind != FORMAT:
         raise InputError(
-            f"{path}: checkpoint format {kind}, written by vqcomp {version}; this is {__version__}, which goes on from "
-            f"format {FORMAT}: resume with that version, or train anew"
+            f"{path}: checkpoint format {shown}, written by vqcomp {version}; this is {__version__}, which "
+            f"goes on from format {FORMAT}: resume with that version, or train anew"
         )
     for about, fields in same.items():
         before = then[about]
@@ -85,6 +98,15 @@ def read_checkpoint(path: Path, same: Mapping[str, Mapping[str, Any]]) -> dict[s
                 f"give the same, or train anew without --resume{wrote}"
             )
     return dict(state)
+
+
+def _hash(handle: BinaryIO, end: int) -> bytes:
+    """Of the bytes before `end`, where the file then stands. torch checks neither checksums nor zip headers."""
+    whole = hashlib.sha256()
+    handle.seek(0)
+    while piece := handle.read(min(1 << 20, end - handle.tell())):
+        whole.update(piece)
+    return whole.digest()
 
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:

@@ -71,6 +71,11 @@ class TrainConfig:
     reverse: float = _setting(0.1, "Share of windows that run backwards.")
     mirror: float = _setting(0.2, "Share of windows that are flipped left to right, codes kept.")
     stride: float = _setting(0.25, "Share of windows that take every second frame.")
+    within_frame: bool = _setting(
+        False,
+        "Train a network that also sees those tokens of the predicted frame that are known already, for `vqcomp "
+        "imagine --steps`: a random part of them is shown.",
+    )
     quantised: bool = _setting(
         True, "Train with the integer arithmetic that is shipped; false only measures what it costs."
     )
@@ -105,7 +110,10 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field, for JSON and for checkpoints."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        if not self.within_frame:
+            del values["within_frame"]  # as checkpoints have it that were written before there was such
+        return values
 
 
 def describe_settings() -> str:

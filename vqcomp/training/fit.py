@@ -140,9 +140,16 @@ def _prepare(
         raise InputError(f"no preset {preset!r}: expected one of {', '.join(PRESETS)}")
     if init is None:
         chosen = PRESETS[preset or DEFAULT]
-        return chosen.network(spec), TrainConfig(**{**chosen.settings, **parse_settings(settings)}), None
+        config = TrainConfig(**{**chosen.settings, **parse_settings(settings)})
+        return replace(chosen.network(spec), within_frame=config.within_frame), config, None
     network, tensors, _ = read_model(init.data)
     _require_fit(init.name, network, spec, preset)
+    settings = {"within_frame": network.within_frame, **parse_settings(settings)}
+    if settings["within_frame"] != network.within_frame:
+        raise InputError(
+            f"{init.name}: its network {'sees' if network.within_frame else 'does not see'} known tokens of the "
+            "predicted frame, which no setting changes; leave within_frame out, or start from another model"
+        )
     usual = TrainConfig(**PRESETS[preset or _preset_of(network)].settings)
     slower = {name: FINE_TUNING * getattr(usual, name) for name in ("learning_rate", "muon_rate")}
     return network, replace(usual, **{**slower, **parse_settings(settings)}), tensors
@@ -156,6 +163,7 @@ def _coded(model: FrameGPT) -> bytes:
 
 def _preset_of(network: ModelConfig) -> str:
     """The preset with this network, or the default."""
+    network = replace(network, within_frame=False)
     return next((name for name, p in PRESETS.items() if p.network(network.spec) == network), DEFAULT)
 
 
@@ -165,7 +173,7 @@ def _require_fit(name: str, network: ModelConfig, spec: TokenSpec, preset: str |
             f"{name}: it predicts frames of {_describe(network.spec)}, the data have {_describe(spec)}; "
             "start from another model, or from none"
         )
-    if preset is not None and PRESETS[preset].network(spec) != network:
+    if preset is not None and PRESETS[preset].network(spec) != replace(network, within_frame=False):
         raise InputError(
             f"{name}: its network of {network.parameters():,} weights is not that of the preset {preset}, of "
             f"{PRESETS[preset].network(spec).parameters():,}; leave --preset out, or start from another model"

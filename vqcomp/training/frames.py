@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..data.segments import SegmentSource
-from ..data.shards import MemberSource
 from ..runtime.errors import InputError
 from ..runtime.spec import TokenSpec
 
@@ -79,11 +78,11 @@ class Subset:
 
 @contextmanager
 def stored(segments: Sequence[SegmentSource], spec: TokenSpec, folder: Path) -> Iterator[list[Frames]]:
-    """The frames of segments, read from their files; those in shards are unpacked to a temporary file in `folder`.
+    """The frames of segments, read from their files; those in shards and archives go to a temporary file in `folder`.
 
     That file takes 2 bytes a token, 4 for more than 65,536 ids, and is removed at the end. Raises InputError.
     """
-    packed = [s for s in segments if isinstance(s, MemberSource)]
+    packed = [s for s in segments if not s.in_place]
     with ExitStack() as stack:
         dtype, starts, path = np.dtype("<u2" if spec.vocabulary <= 1 << 16 else "<u4"), {}, folder
         if packed:

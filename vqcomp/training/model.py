@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 class FrameGPT(CodedModule):
-    """Predicts every token of a frame at once from the frames before it.
+    """Predicts every token of a frame at once from the frames before it, and from its own known tokens (within_frame).
 
     tokens are int64 (B, T, S, F); output t is the prediction of frame t from frames < t, so there is no shift to make
     outside. dropout (share of residual updates that are dropped), token_dropout (of input tokens whose identity is
@@ -74,10 +74,10 @@ class FrameGPT(CodedModule):
         self.dropout, self.token_dropout, self.code_dropout = dropout, token_dropout, code_dropout
         d, r, copies = config.dim, config.rank, len(config.copies)
         embed_std = 0.3
-        stack_std = 1.0 / (embed_std * math.sqrt(r * config.stack * len(config.factors)))
+        stack_std = 1.0 / (embed_std * math.sqrt(r * config.inputs * len(config.factors)))
         self.embed = nn.ParameterList(torch.randn(size + 1, r) * embed_std for size in config.factors)
         self.stack = nn.ModuleList(
-            nn.ParameterList(torch.randn(d, r) * stack_std for _ in config.factors) for _ in range(config.stack)
+            nn.ParameterList(torch.randn(d, r) * stack_std for _ in config.factors) for _ in range(config.inputs)
         )
         self.position = nn.Parameter(torch.randn(d, config.positions) * 0.2)
         if config.flags:
@@ -99,11 +99,14 @@ class FrameGPT(CodedModule):
 
     # ---- arithmetic
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """tokens (B, T, S, F) -> for each factor logits (B, T, S, V_f) in nats: their softmax predicts frame t."""
+    def forward(self, tokens: Tensor, known: Tensor | None = None) -> tuple[Tensor, ...]:
+        """tokens (B, T, S, F) -> for each factor logits (B, T, S, V_f) in nats: their softmax predicts frame t.
+
+        known: bool (B, T, S), which of frame t's own tokens its prediction sees (`within_frame`); None for none.
+        """
         copies, inside = self._copied(tokens)
         embeddings = self.embeddings()
-        h = self.residual(tokens, embeddings)
+        h = self.residual(tokens, embeddings, known)
         outputs = []
         for f, embedding in enumerate(embeddings):
             z, gates, codes, m, bias = self._head(h, f, embedding)
@@ -116,12 +119,19 @@ class FrameGPT(CodedModule):
         return tuple(outputs)
 
     def loss(self, tokens: Tensor, skip: int = 0) -> Tensor:
-        """Mean bits per token (summed over factors) of frames skip.. of each window; the same as of `forward`."""
+        """Mean bits per token (summed over factors) of frames skip.. of each window; the same as of `forward`.
+
+        In training mode a network `within_frame` is shown some of the tokens, and the mean is over the others.
+        """
         copies, inside = self._copied(tokens)
         embeddings = self.embeddings()
-        h = self.residual(tokens, embeddings)[:, skip:].flatten(0, 2)  # (M, D)
+        known = self._known(tokens) if self.training and self.config.within_frame else None
+        h = self.residual(tokens, embeddings, known)[:, skip:].flatten(0, 2)  # (M, D)
         copies, inside = copies[:, skip:].flatten(0, 2), inside[:, skip:].flatten(0, 2)
         targets = tokens[:, skip:].flatten(0, 2)
+        if known is not None:
+            unknown = ~known[:, skip:].flatten()
+            h, copies, inside, targets = (x[unknown] for x in (h, copies, inside, targets))
         total = h.new_zeros(())
         for f, embedding in enumerate(embeddings):
             z, gates, codes, m, bias = self._head(h, f, embedding)
@@ -133,8 +143,8 @@ class FrameGPT(CodedModule):
         """The quantised embedding of each factor, for one pass."""
         return [self.embedding(f) for f in range(len(self.config.factors))]
 
-    def residual(self, tokens: Tensor, embeddings: Sequence[Embedding]) -> Tensor:
-        """tokens (B, T, S, F) -> the residual stream (B, T, S, D) that the heads read."""
+    def residual(self, tokens: Tensor, embeddings: Sequence[Embedding], known: Tensor | None = None) -> Tensor:
+        """tokens (B, T, S, F), known (B, T, S) -> the residual stream (B, T, S, D) that the heads read."""
         c, limit = self.config, self.config.residual_max
         b, t, s, _ = tokens.shape
         shown = self._hide(tokens) if self.training else tokens
@@ -146,6 +156,10 @@ class FrameGPT(CodedModule):
                 start = tokens.new_full((b, min(i + 1, t), s), size)
                 past = torch.cat([start, shown[:, : max(t - i - 1, 0), :, f]], 1)  # (B, T, S)
                 h = h + functional.embedding(past, table)
+            if c.within_frame:
+                table = self.linear(codes, f"stack.{c.stack}.{f}", embedding=embeddings[f])
+                hidden = torch.full_like(shown[..., f], size)
+                h = h + functional.embedding(hidden if known is None else shown[..., f].where(known, hidden), table)
         if c.flags:
             h = h + self.linear(equal_pairs(tokens, c).to(self.position.dtype), "flags")
         h = self._drop(h.clamp(-limit, limit))
@@ -219,6 +233,19 @@ class FrameGPT(CodedModule):
 
     def _drop(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout) if self.training and self.dropout else x
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T, S, F) -> bool (B, T, S): which of its own tokens each frame is shown, in a step of training.
+
+        Of half of the frames none, as in coding and in the first step of refining. Of the others as many as MaskGIT
+        shows (Chang et al. 2022): a share of 1 - cos(pi / 2 * u) for a uniform u, but never all.
+        """
+        b, t, s, _ = tokens.shape
+        u = torch.rand(b, t, 1, device=tokens.device)
+        some = torch.rand(b, t, 1, device=tokens.device) < 0.5
+        count = ((1 - torch.cos(math.pi / 2 * u)) * s * some).floor()  # below S, since cos is above 0
+        rank = torch.rand(b, t, s, device=tokens.device).argsort(-1).argsort(-1)
+        return rank < count.clamp_max(s - 1)
 
     def _hide(self, tokens: Tensor) -> Tensor:
         """Show some tokens, and all tokens of some codes, as if there were no frame: their equality stays known."""

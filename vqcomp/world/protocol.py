@@ -12,22 +12,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.onex import Video, open_video
+from ..data.onex import METADATA, Video, open_video, read_metadata
 from ..runtime.arithmetic import LOGIT_UNIT
 from ..runtime.compute import Compute
 from ..runtime.engine import Engine
 from ..runtime.errors import InputError
 from ..runtime.loading import load_engine
+from .imagine import NetworkImaginer
+from .perceptual import Distance, load_lpips
+from .sampling import Sampling, rows_of
 
 WINDOW, STRIDE = 16, 15
 PROMPT = 8
 """True frames that the fully autoregressive setting starts from."""
+
+
+Decode = Callable[[np.ndarray], np.ndarray]
+"""Renders ids (T, height, width) as uint8 (T, h, w, 3)."""
 
 
 class Predictor(Protocol):
@@ -63,13 +71,19 @@ class FrameGPTPredictor:
 
 @dataclass(frozen=True)
 class Score:
-    """Means over all predicted frames of all windows; seconds_per_frame is the time of predicting, per frame."""
+    """Means over all predicted frames of all windows; seconds_per_frame is the time of predicting, per frame.
+
+    The cross-entropy is of predictions that know no token of their frame. Where frames were generated in several steps,
+    or rendered, accuracy and time are of generating them, one by one.
+    """
 
     windows: int
     frames: int
     cross_entropy: float
     accuracy: float
     seconds_per_frame: float
+    lpips: float | None = None
+    """Perceptual distance of rendered predicted frames from rendered true ones; None without a decoder."""
 
 
 def window_starts(segment_ids: np.ndarray, window: int = WINDOW, stride: int = STRIDE) -> list[int]:
@@ -127,6 +141,44 @@ def autoregressive(predictor: Predictor, windows: Iterator[np.ndarray], prompt: 
     return _score(run, windows, prompt)
 
 
+def generate(
+    imaginer: NetworkImaginer,
+    windows: Iterator[np.ndarray],
+    score: Score,
+    prompt: int | None = None,
+    decode: Decode | None = None,
+    distance: Distance | None = None,
+) -> Score:
+    """Generate the likeliest frames of windows (B, T, S, F), in the imaginer's steps; returns `score` with the outcome.
+
+    Frames 1, 2, ... follow true ones each; with `prompt`, only those after so many are generated, and follow their own.
+    decode renders ids, and distance compares what it renders with the true frames' rendering.
+    """
+    sampling, spec, first = Sampling(Fraction(0)), imaginer.spec, prompt or 1
+    done = frames = right = tokens = 0
+    seconds = total = 0.0
+    with imaginer.engine.ops.settings():
+        for truth in windows:
+            state, before = imaginer.engine.start(len(truth)), np.full_like(truth[:, :1], -1)
+            for t in range(truth.shape[1]):
+                start = time.perf_counter()
+                frame = imaginer.draw(
+                    state, before, sampling, rows_of(np.arange(done, done + len(truth)), t, spec.positions)
+                )  # (B, S, F)
+                before = (frame if prompt and t >= prompt else truth[:, t])[:, None]
+                if t < first:
+                    continue
+                seconds += time.perf_counter() - start
+                frames, tokens = frames + len(truth), tokens + frame[..., 0].size
+                right += int((frame == truth[:, t]).all(-1).sum())
+                if decode and distance:
+                    images = [decode(spec.join(x).reshape(-1, spec.height, spec.width)) for x in (frame, truth[:, t])]
+                    total += float(np.sum(distance(*images)))
+            done += len(truth)
+    lpips = total / frames if decode and distance else None
+    return replace(score, accuracy=right / tokens, seconds_per_frame=seconds / frames, lpips=lpips)
+
+
 def _previous(frames: np.ndarray) -> np.ndarray:
     """The frame before each of (B, T, S, F)."""
     return np.concatenate([np.full_like(frames[:, :1], -1), frames[:, :-1]], 1)
@@ -159,12 +211,24 @@ def read_windows(video: Video, starts: list[int], batch_size: int) -> Iterator[n
 
 
 def evaluate(
-    model: bytes, folder: Path, *, max_windows: int | None = None, compute: Compute
+    model: bytes,
+    folder: Path,
+    *,
+    max_windows: int | None = None,
+    steps: int = 1,
+    decode: Decode | None = None,
+    compute: Compute,
 ) -> dict[str, Score | None]:
     """Scores of a .vqm on one of 1X's folders by setting; None for settings that do not apply to a FrameGPT.
 
-    Raises InputError, ModelError.
+    steps: MaskGIT steps in which frames are generated, for a network `within_frame`. decode: renders ids
+    (T, height, width) as uint8 (T, h, w, 3), so that LPIPS is measured. Raises InputError, ModelError, DependencyError.
     """
+    if (folder / METADATA).is_file() and "num_shards" in read_metadata(folder / METADATA):
+        raise InputError(
+            f'{folder}: this is data of v2.0, whose challenge is scored by a "Top-500 cross-entropy" of which no '
+            "formula was published; `vqcomp compress` measures bits/token on it, this metric is for v1.1 and before"
+        )
     video = open_video(folder)
     starts = window_starts(video.segment_ids)[:max_windows]
     if not starts:
@@ -172,10 +236,20 @@ def evaluate(
             f"{video.path}: expected a window of {WINDOW} frames, {STRIDE} apart, in one clip; the longest clip has "
             f"{max(map(len, video.clips))} frames"
         )
-    network, batch_size = FrameGPTPredictor(load_engine(video.spec, model, compute)), compute.batch_size
+    engine = load_engine(video.spec, model, compute)
+    network, imaginer = FrameGPTPredictor(engine), NetworkImaginer(engine, steps)
+    distance = load_lpips(compute.device) if decode else None
+
+    def windows() -> Iterator[np.ndarray]:
+        return read_windows(video, starts, compute.batch_size)
+
+    forced, free = teacher_forced(network, windows()), autoregressive(network, windows())
+    if steps > 1 or decode:
+        forced = generate(imaginer, windows(), forced, None, decode, distance)
+        free = generate(imaginer, windows(), free, PROMPT, decode, distance)
     return {
-        "temporally teacher-forced": teacher_forced(network, read_windows(video, starts, batch_size)),
-        f"fully autoregressive after {PROMPT} frames": autoregressive(network, read_windows(video, starts, batch_size)),
+        "temporally teacher-forced": forced,
+        f"fully autoregressive after {PROMPT} frames": free,
         # It would see the tokens before it in its own frame, but all of a frame are predicted at once.
         "fully teacher-forced": None,
     }

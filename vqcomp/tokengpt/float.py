@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..runtime.tokengpt_config import TokenConfig
+from .config import TokenConfig
 
 
 class _Linear(nn.Module):
