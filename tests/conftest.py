@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,3 +56,28 @@ def tokens(shape: tuple[int, ...], vocabulary: int = 70, dtype: str = "<i2", see
 def files_in(folder: Path) -> set[str]:
     """Names of all files at any depth, hidden ones too."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def told() -> Callable[..., type]:
+    """A function that makes a class to stand for `Estimator`: it is told its estimates."""
+
+    def make(plain: Any, others: dict[str, Any], decoder: int) -> type:
+        class Told:
+            sample, streams = SimpleNamespace(numbers=None), {}
+
+            def __init__(self, *_: Any, **__: Any) -> None:
+                self.plain = plain
+
+            def decoder(self, _: Any) -> int:
+                return decoder
+
+            def by_itself(self, model: Any) -> Any:
+                return others[model.name]
+
+            def in_full(self, models: Any) -> Any:
+                return others[models[0].name]
+
+        return Told
+
+    return make

@@ -8,7 +8,6 @@ import shutil
 import struct
 import tracemalloc
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,14 +19,11 @@ import vqcomp
 from vqcomp import ArchiveError, DamageError, FormatError, InputError, ModelError, UnsafeNameError, api
 from vqcomp.archive.validation import parse_untrusted
 from vqcomp.archive.writer import Writer
-from vqcomp.choice import Chooser, Estimate
-from vqcomp.model_files import read_model_file
 from vqcomp.runtime import layout as format
 from vqcomp.runtime.codec import Codec
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.kinds import ADAPTIVE
 from vqcomp.runtime.manifest import CHECK, Coding, _column, parse
-from vqcomp.runtime.progress import Progress
 from vqcomp.runtime.spec import TokenSpec
 
 QUICK = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -603,37 +599,6 @@ def test_a_model_that_fits_nothing_is_refused_and_one_that_fits_some_codes_those
     with pytest.raises(ModelError, match=r"bad\.vqm: not a vqcomp model"):
         vqcomp.compress({"a": tokens((2, 2, 2))}, tmp_path / "out.zip", model=bad)
     assert files_in(tmp_path) == {"bad.vqm"}
-
-
-def test_auto_takes_the_model_where_it_makes_the_zip_smaller(tmp_path, tiny_model, monkeypatch):
-    from vqcomp import model_files
-
-    data = {f"{i}": tokens((300, 3, 4), 70, seed=i) for i in range(4)}
-    model = read_model_file(tiny_model)
-    monkeypatch.setattr(model_files, "shipped_models", lambda: {"tiny": model})
-    lines = []
-    summary = vqcomp.compress(data, tmp_path / "auto.zip", report=lines.append)
-    sizes = {name: vqcomp.compress(data, tmp_path / f"{name}.zip", model=name).zip_bytes for name in ("none", "tiny")}
-    best = min(sizes, key=sizes.get)
-    assert summary.zip_bytes == sizes[best]
-    assert lines[-1] == f"model: {best}"
-    assert [line.split()[0] for line in lines[:-1]] == ["model", "none", "tiny"]
-
-
-def test_weights_are_paid_for_only_where_they_save_more(monkeypatch, tiny_model):
-    model = read_model_file(tiny_model)
-    segments = {model.spec: [SimpleNamespace(tokens=10**6)], TokenSpec(2, 2, (2,)): []}
-    for payload, expected in ((880, model), (900, None)):
-        monkeypatch.setattr(
-            Chooser,
-            "_estimate",
-            lambda self, spec, m, p=payload: Estimate("tiny", p, 300, 50) if m else Estimate("none", 1200, 0, 40),
-        )
-        chosen, estimates = Chooser(segments, True, 8, Compute(), Progress(), lambda line: None).weigh([model])
-        assert chosen == expected
-        assert [(e.model, e.total) for e in estimates] == [("none", 1240), ("tiny", payload + 350)]
-    few = {model.spec: [SimpleNamespace(tokens=1000)]}
-    assert Chooser(few, True, 8, Compute(), Progress(), lambda line: None).weigh([model]) == (None, [])
 
 
 @pytest.mark.parametrize("content", [None, b"BZh9 something else"])

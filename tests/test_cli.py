@@ -19,9 +19,10 @@ from conftest import REPOSITORY, files_in, tokens
 
 import vqcomp
 from vqcomp.archive import writer as container
-from vqcomp.choice import Chooser, Estimate
+from vqcomp.choice import Chooser
 from vqcomp.cli import run
 from vqcomp.cli.progress import TrainingBar
+from vqcomp.estimates import Estimate
 from vqcomp.runtime import layout as format
 
 COMMAND = [sys.executable, "-m", "vqcomp"]
@@ -293,17 +294,15 @@ def test_a_training_lasts_as_long_as_it_is_told(ring, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_network_that_is_trained_on_the_data_is_weighed(ring, capsys, monkeypatch):
+def test_a_network_that_is_trained_on_the_data_is_weighed(ring, capsys, monkeypatch, told):
     assert run(["compress", "ring.npy", "ring.zip", "--train", "0.2s", "-v", "-T", "1"]) == 0
     shown = capsys.readouterr()
     assert "training for 0 s: a new pico" in shown.err
     assert "trained on the data was not weighed: its weights alone take more than the raw tokens" in shown.err
     assert "weights              0 bytes" in shown.out
 
-    def estimate(self, spec, model):
-        return Estimate(model.name, 0, len(model.data), 0) if model else Estimate("none", 1 << 30, 0, 0)
-
-    monkeypatch.setattr(Chooser, "_estimate", estimate)
+    estimates = {model: Estimate(model, 0, 0, 0, "") for model in ("commavq-pico", "trained on the data")}
+    monkeypatch.setattr("vqcomp.choice.Estimator", told(Estimate("none", 1 << 30, 0, 0, ""), estimates, 0))
     monkeypatch.setattr(Chooser, "_raw_bytes", lambda self, spec: 1 << 30)
     assert run(["compress", "ring.npy", "ring.zip", "--train", "0.2s", "-v", "-T", "1", "-f"]) == 0
     shown = capsys.readouterr()

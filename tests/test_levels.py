@@ -63,7 +63,7 @@ def test_a_higher_level_never_weighs_fewer_models():
 
 
 def test_the_first_level_weighs_nothing(here, monkeypatch):
-    monkeypatch.setattr("vqcomp.choice.Chooser._estimate", None)
+    monkeypatch.setattr("vqcomp.choice.Estimator", None)
     assert run(["compress", "data", "out.zip", "-q", "-1"]) == 0
 
 

@@ -141,7 +141,8 @@ def compress(
             chosen = choose_once(chooser, model, level, train, out.parent, journal)
             coding = GroupCoding(chosen, adapt, group_size, decoder)
             with appearing(out) as temporary:
-                write(temporary, by_spec, found.files, coding, journal, spread, compute, progress)
+                ready = chooser.ready(chosen)
+                write(temporary, by_spec, found.files, coding, ready, journal, spread, compute, progress)
                 if verify:
                     verify_written(temporary, by_spec, found.files, spread, compute, progress)
                 require_writable(out, "a zip", force=force)

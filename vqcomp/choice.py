@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .archive.packing import roots, runtime_archive
 from .data.segments import SegmentSource
+from .estimates import Estimate, Estimator
 from .model_files import ModelFile, find_models
 from .runtime.compute import Compute
 from .runtime.errors import DependencyError, InputError, ModelError
-from .runtime.kinds import ADAPTIVE, Kind, kind_of, make_codec
 from .runtime.progress import Progress
 from .runtime.spec import TokenSpec
 from .training import torch_ready
@@ -49,27 +47,12 @@ LEVELS = {
 }
 """From fast to small."""
 LEVEL = 6
-SAMPLE_SHARE = 16
-SAMPLE_TOKENS = (1 << 16, 1 << 20)
-"""A sample is a 16th of the data, within these bounds: what learns as it codes looks worse on short samples."""
-SEGMENT_TOKENS = 1 << 13
-"""Of a segment in the sample, at least: a large group of short pieces would look worse than it is, too."""
+FLOOR = 2
+"""No network is hoped to take less than half of the best payload."""
+MARGIN = 1.05
+"""Estimates of networks by themselves may be wrong by so much."""
 Segments = Mapping[TokenSpec, Sequence[SegmentSource]]
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a zip would take with one way of coding, in bytes; extrapolated from a sample."""
-
-    model: str
-    payload: int
-    weights: int
-    runtime: int
-
-    @property
-    def total(self) -> int:
-        return self.payload + self.weights + self.runtime
 
 
 @dataclass(frozen=True)
@@ -85,6 +68,7 @@ class Chooser:
     compute: Compute
     progress: Progress
     report: Report
+    _estimators: dict[TokenSpec, Estimator] = field(default_factory=dict, init=False, repr=False)
 
     def choose(
         self, wanted: str | os.PathLike[str], level: int = LEVEL, train: float | None = None, folder: Path = Path()
@@ -103,6 +87,11 @@ class Chooser:
         self.report(f"model: {chosen.name if chosen else 'none'}")
         return chosen
 
+    def ready(self, chosen: ModelFile | None) -> dict[TokenSpec, dict[int, bytes]]:
+        """Groups of each spec that were coded, when weighing, just as the zip will have them: number -> stream."""
+        names = {spec: chosen.name if chosen and chosen.spec == spec else "none" for spec in self._estimators}
+        return {spec: estimator.streams.get(names[spec], {}) for spec, estimator in self._estimators.items()}
+
     def _candidates(self, level: int) -> list[ModelFile]:
         """The shipped models that this level weighs."""
         models, count = sorted(find_models("auto"), key=lambda m: len(m.data)), LEVELS[level].models
@@ -113,19 +102,15 @@ class Chooser:
 
     def _smallest(self, models: Sequence[ModelFile], train: float | None, folder: Path) -> ModelFile | None:
         chosen, estimates = self.weigh(models)
-        weighed = list(models)
         if train is not None:
             totals = {e.model: e.total for e in estimates}
             own = self._train(chosen, [m for m in models if m.name in totals], totals, train, folder)
             mine, more = self.weigh(own)
             estimates += [e for e in more if e.model not in totals]
-            weighed += own
             if mine and (not chosen or more[-1].total < totals[chosen.name]):
                 chosen = mine
         for line in _table(estimates):
             self.report(line)
-        for name in sorted({m.name for m in weighed if m.spec in self.segments} - {e.model for e in estimates}):
-            self.report(f"{name} was not weighed: its weights alone take more than the raw tokens")
         if not any(m.spec in self.segments for m in find_models("auto")):
             self.report("no shipped model fits these tokens")
         return chosen
@@ -136,42 +121,59 @@ class Chooser:
         An archive holds one model, since a model fits one spec.
         """
         best, gain, estimates = None, 0, []
-        # Where the weights alone take more than the raw tokens there is nothing to weigh.
-        models = [m for m in models if m.spec in self.segments and len(m.data) < self._raw_bytes(m.spec)]
-        for spec in dict.fromkeys(m.spec for m in models):
-            plain = self._estimate(spec, None)
-            estimates.append(plain)
-            for model in (m for m in models if m.spec == spec):
-                coded = self._estimate(spec, model)
-                estimates.append(coded)
-                if plain.total - coded.total > gain:
-                    best, gain = model, plain.total - coded.total
+        for spec in dict.fromkeys(m.spec for m in models if m.spec in self.segments):
+            fitting = sorted((m for m in models if m.spec == spec), key=lambda m: len(m.data))
+            # Where the weights alone take more than the raw tokens there is nothing to weigh, not even the learner.
+            light = [m for m in fitting if len(m.data) < self._raw_bytes(spec)]
+            for model in fitting[len(light) :]:
+                self.report(f"{model.name} was not weighed: its weights alone take more than the raw tokens")
+            if light:
+                winner, found = self._race(self._estimator(spec), light)
+                estimates += found
+                totals = {e.model: e.total for e in found}
+                if winner and totals["none"] - totals[winner.name] > gain:
+                    best, gain = winner, totals["none"] - totals[winner.name]
         return best, estimates
 
-    def _estimate(self, spec: TokenSpec, model: ModelFile | None) -> Estimate:
-        segments, name, data = self.segments[spec], model.name if model else "none", model.data if model else None
-        codec = make_codec(spec, data, adapt=self.adapt, compute=self.compute._replace(jobs=1))
-        # From all over the data, as many segments as the adaptive codec codes together: it learns as much as it would.
-        size = min(self.group_size, codec.group_limit)
-        count = min(len(segments), max(size, 8))
-        chosen = [segments[i * len(segments) // count] for i in range(count)]
-        least, most = SAMPLE_TOKENS
-        budget = min(max(least, SEGMENT_TOKENS * count, sum(s.tokens for s in segments) // SAMPLE_SHARE), most)
-        frames = -(-budget // (count * spec.positions))
-        sample = [segment.tokens_of(spec)[:frames] for segment in chosen]
-        groups = [sample[i : i + size] for i in range(0, count, size)]
-        tokens = sum(prod(array.shape[:2]) for array in sample)
-        self.progress.begin(f"trying {name}", count, tokens)
-        coded = sum(len(s) for s in codec.encode(groups, lambda n: self.progress.advance(0, n)))
-        self.progress.end()
-        codec.close()
-        payload = coded * sum(s.tokens for s in segments) // tokens
-        return Estimate(name, payload, len(data or b""), self._runtime(kind_of(model is not None, self.adapt)))
+    def _race(self, estimator: Estimator, models: Sequence[ModelFile]) -> tuple[ModelFile | None, list[Estimate]]:
+        """The best of the models for one spec, smallest first, or None; and the estimates, the learner's first."""
+        plain = best = estimator.plain
+        found: dict[ModelFile, Estimate] = {}
+        for model in models:
+            if len(model.data) + estimator.decoder(model) + best.payload // FLOOR >= best.total:
+                self.report(f"{model.name} was not weighed: to pay for its weights it would have to halve the payload")
+                continue
+            found[model] = estimator.by_itself(model)
+            best = min(best, found[model], key=lambda e: e.total)
+        if self.adapt and found:
+            # Those by themselves near the best: what learning saves on top of them is measured, not assumed.
+            if estimator.sample.numbers is not None:
+                near = [m for m, e in found.items() if e is best]
+            else:
+                near = [m for m, e in found.items() if e.total <= MARGIN * best.total]
+            if near:
+                final = estimator.in_full(near)
+                found.update({m: final for m in near if m.name == final.model})
+                near = [m for m in near if m.name == final.model]
+        else:
+            near = list(found)
+        winner = min(near, key=lambda m: found[m].total, default=None)
+        if winner and found[winner].total >= plain.total:
+            winner = None
+        return winner, [plain, *found.values()]
 
-    def _runtime(self, kind: Kind) -> int:
-        """Bytes of the decoder; it needs the learner, too, if other tokens are coded by it whatever the model."""
-        kinds = {kind, ADAPTIVE} if len(self.segments) > 1 else {kind}
-        return len(runtime_archive(roots(kinds, files=False, workers=False)))
+    def _estimator(self, spec: TokenSpec) -> Estimator:
+        if spec not in self._estimators:
+            self._estimators[spec] = Estimator(
+                self.segments[spec],
+                spec,
+                adapt=self.adapt,
+                group_size=self.group_size,
+                mixed_specs=len(self.segments) > 1,
+                compute=self.compute,
+                progress=self.progress,
+            )
+        return self._estimators[spec]
 
     def _raw_bytes(self, spec: TokenSpec) -> int:
         return sum(s.tokens for s in self.segments[spec]) * spec.bits // 8
@@ -232,6 +234,6 @@ class Chooser:
 
 def _table(estimates: Sequence[Estimate]) -> Iterator[str]:
     if estimates:
-        yield f"{'model':24}{'payload':>15}{'weights':>13}{'runtime':>10}{'zip, estimated':>18}"
+        yield f"{'model':24}{'payload':>15}{'weights':>13}{'runtime':>10}{'zip, estimated':>18}  from"
     for e in estimates:
-        yield f"{e.model:24}{e.payload:15,}{e.weights:13,}{e.runtime:10,}{e.total:18,}"
+        yield f"{e.model:24}{e.payload:15,}{e.weights:13,}{e.runtime:10,}{e.total:18,}  {e.how}"

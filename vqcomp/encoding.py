@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,12 +129,16 @@ def write(
     by_spec: dict[TokenSpec, list[SegmentSource]],
     files: Sequence[File],
     coding: GroupCoding,
+    ready: Mapping[TokenSpec, Mapping[int, bytes]],
     journal: Journal | None,
     cluster: Cluster | None,
     compute: Compute,
     progress: Progress,
 ) -> None:
-    """Write the archive; groups that the journal holds are not coded again, and it gets the others as they are done."""
+    """Write the archive; groups that the journal holds are not coded again, and it gets the others as they are done.
+
+    ready: streams of groups that were coded before, by spec and number; see Chooser.ready.
+    """
     model, adapt, group_size, decoder = coding
     everything = [s for segments in by_spec.values() for s in segments]
     fits = {spec: model.data if model and model.spec == spec else None for spec in by_spec}
@@ -149,11 +154,11 @@ def write(
     codecs = {spec: make(spec, data, adapt=adapt, compute=compute) for spec, data in fits.items()}
     sizes = {spec: min(group_size, codec.group_limit) for spec, codec in codecs.items()}
     workers = any(c.kind.learns and len(by_spec[c.spec]) > sizes[c.spec] for c in codings)
-    groups = [
-        (index, segments[i : i + sizes[spec]])
-        for index, (spec, segments) in enumerate(by_spec.items())
-        for i in range(0, len(segments), sizes[spec])
-    ]
+    groups: list[tuple[int, list[SegmentSource]]] = []
+    streams: dict[int, bytes] = {}
+    for index, (spec, segments) in enumerate(by_spec.items()):
+        streams.update({len(groups) + number: stream for number, stream in ready.get(spec, {}).items()})
+        groups += [(index, segments[i : i + sizes[spec]]) for i in range(0, len(segments), sizes[spec])]
     done = journal.done if journal else 0
     try:
         with Writer(
@@ -179,10 +184,16 @@ def write(
                 progress.advance(0, sum(s.tokens for s in group))
             _begin(progress, "compressing", groups[done:])
             number = done
-            for index, same in groupby(groups[done:], lambda item: item[0]):
-                spec, members = codings[index].spec, [group for _, group in same]
+            for (index, known), same in groupby(range(done, len(groups)), lambda n: (groups[n][0], n in streams)):
+                spec, numbers = codings[index].spec, list(same)
+                members = [groups[n][1] for n in numbers]
                 tokens = ([s.tokens_of(spec) for s in group] for group in members)
-                coded = _encoded(codecs[spec], tokens, sizes[spec], compute, lambda count: progress.advance(0, count))
+                coded: Iterable[tuple[Sequence[np.ndarray], bytes]]
+                if known:
+                    coded = zip(tokens, [streams[n] for n in numbers])
+                    progress.advance(0, sum(s.tokens for group in members for s in group))
+                else:
+                    coded = _encoded(codecs[spec], tokens, sizes[spec], compute, partial(progress.advance, 0))
                 for group, (arrays, stream) in zip(members, coded):
                     if journal:
                         journal.append(stream)
