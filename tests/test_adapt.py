@@ -230,6 +230,19 @@ def test_tables_stay_below_256_mib(factors):
     assert total <= 256 << 20
 
 
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(2, 65536))
+def test_what_learns_together_takes_bounded_memory(height, width, vocabulary):
+    codec = AdaptiveCodec(TokenSpec(height, width, (vocabulary,)))
+    assert 1 <= codec.group_size <= codec.group_limit <= 64
+    ids = min(vocabulary, online.VOCABULARY_MAX)
+    assert codec.group_limit == 1 or codec.group_limit * height * width * ids <= 1 << 24
+
+
+def test_commavq_and_1x_may_learn_together_in_groups_of_64():
+    for spec in (COMMA, TokenSpec(16, 16, (512, 512))):
+        assert AdaptiveCodec(spec).group_limit == 64
+
+
 def test_groups_are_smaller_for_larger_grids():
     sizes = [AdaptiveCodec(TokenSpec(side, side, (1024,))).group_size for side in (4, 11, 16, 64)]
     assert sizes == [8, 8, 4, 1]

@@ -57,6 +57,14 @@ def test_impossible_levels_and_group_sizes_are_refused(here, options):
     assert files_in(here) == {f"data/{i:02}.npy" for i in range(20)}
 
 
+def test_large_frames_learn_together_in_smaller_groups_whatever_the_level(here):
+    Path("large").mkdir()
+    for i in range(6):
+        np.save(f"large/{i}.npy", np.full((1, 64, 64), 1023 if i else 0, np.int16))
+    assert run(["compress", "large", "out.zip", "-q", "-9", "--no-verify", "--model", "none"]) == 0
+    assert group_sizes("out.zip") == [4, 2]
+
+
 def test_a_higher_level_never_weighs_fewer_models():
     counts = [float("inf") if level.models is None else level.models for level in LEVELS.values()]
     assert counts == sorted(counts) and counts[0] == 0

@@ -26,8 +26,9 @@ from .uniform import decode_uniform, encode_uniform, modelled
 
 GROUP_SIZE, GROUP_LIMIT = 8, 64
 """Segments that learn together: what is usual, and the most."""
-WEIGHTS_MAX = 1 << 20
-"""Most probabilities of tokens that a frame of a group may take, in arrays of (P, V)."""
+WEIGHTS_MAX, WEIGHTS_LIMIT = 1 << 20, 1 << 24
+"""Probabilities of tokens that a frame of a group takes, in arrays of (P, V): what is usual, and the most, unless one
+segment alone has more. Each takes some 36 bytes, so 600 MB."""
 POSITIONS_MAX = 1 << 18
 """Positions of a group's frame up to which all sums are proven exact. Larger frames are coded uniformly."""
 REPORT = 16
@@ -66,12 +67,16 @@ class AdaptiveCodec(Codec):
 
     @property
     def group_size(self) -> int:
-        largest = WEIGHTS_MAX // (self.spec.positions * min(max(self.spec.factors), VOCABULARY_MAX))
-        return max(1, min(GROUP_SIZE, largest, POSITIONS_MAX // self.spec.positions))
+        return max(1, min(GROUP_SIZE, WEIGHTS_MAX // self._weights, POSITIONS_MAX // self.spec.positions))
 
     @property
     def group_limit(self) -> int:
-        return max(self.group_size, min(GROUP_LIMIT, POSITIONS_MAX // self.spec.positions))
+        return max(1, min(GROUP_LIMIT, WEIGHTS_LIMIT // self._weights, POSITIONS_MAX // self.spec.positions))
+
+    @property
+    def _weights(self) -> int:
+        """Probabilities that a frame of one segment takes."""
+        return self.spec.positions * min(max(self.spec.factors), VOCABULARY_MAX)
 
     def encode(self, groups: Sequence[Sequence[np.ndarray]], advance: Advance | None = None) -> list[bytes]:
         """Groups of integer segments (T, S, F) -> a stream each. Raises InputError for other shapes or ids."""
