@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod, sqrt
 
 import numpy as np
@@ -63,11 +63,13 @@ class Sample:
     groups: list[list[np.ndarray]]
     """Of segments (T, S, F) that share a stream."""
     numbers: list[int] | None
-    """Where the groups are whole, which they are; None where they are the first frames of segments from all over."""
+    """Where the groups are whole, which they are; None where they are stretches of segments from all over."""
     scale: float
     """What all tokens take, if the sample takes 1."""
     growth: float
     """How many times as long all segments are."""
+    changes: float
+    """How many of all tokens are not what their position had before, as `_changes`."""
 
     @property
     def segments(self) -> list[np.ndarray]:
@@ -112,50 +114,47 @@ class Estimator:
         self.tokens = sum(s.tokens for s in segments)
         self.streams: dict[str, dict[int, bytes]] = {}
         """Groups that were coded just as the zip will have them: model -> the group's number -> its stream."""
+        self._rates: dict[str, float] = {}
 
     @cached_property
     def sample(self) -> Sample:
         whole = self.tokens <= WHOLE_TOKENS
-        return self._whole_groups() if whole else self._first_frames()
+        return self._whole_groups() if whole else self._stretches()
 
     @cached_property
     def plain(self) -> Estimate:
         """Of the learner alone."""
-        codec = make_codec(self.spec, None, compute=self.compute)
-        if self.sample.numbers is not None:
-            return self._estimate(None, self._coded(codec, None), self._about)
-        quarter = self._coded(codec, None, 4)
-        return self._estimate(None, self._grown(quarter, self._coded(codec, None)), self._about)
+        payload = self._learner
+        if self.sample.numbers is None:
+            # What learns takes a + b / sqrt(n) of each of n tokens, as told from a quarter of the sample and from all.
+            codec = make_codec(self.spec, None, compute=self.compute)
+            quarter = self._coded(codec, None, 4)
+            payload -= max(0.0, quarter - payload) * (1 - 1 / sqrt(self.sample.growth))
+        return self._estimate(None, payload, self._about)
 
     def by_itself(self, model: ModelFile) -> Estimate:
         """Of a network, from what it takes by itself."""
-        sample, windows = self.sample, self.sample.windows
-        codec = make_codec(self.spec, model.data, compute=self._light)
-        self.progress.begin(f"trying {model.name}", len(windows), sum(prod(w.shape[:2]) for w in windows))
-        coded, step = 0, self.compute.batch_size
-        for i in range(0, len(windows), step):
-            streams = codec.encode([[w] for w in windows[i : i + step]], lambda n: self.progress.advance(0, n))
-            coded += sum(map(len, streams))
-        self.progress.end()
-        codec.close()
-        # Frames differ in how much moves, and what moves is what costs.
-        alone = coded * _changes(sample.segments) / _changes(windows) * sample.scale
+        alone = self._alone(model) * self.sample.changes
         if not self.adapt:
             return self._estimate(model, alone, "a part of the tokens")
-        less, more = sorted((alone, self.plain.payload))
-        gain = GAIN / (1 + NARROW * (more / less - 1))
-        return self._estimate(model, less * (1 - gain), "the network by itself")
+        return self._estimate(model, _with_learning(alone, self.plain.payload), "the network by itself")
 
     def in_full(self, models: Sequence[ModelFile]) -> Estimate:
         """Of the best of these networks with learning on top: the others stop after a quarter of the sample."""
-        codecs = {m: make_codec(self.spec, m.data, adapt=True, compute=self.compute) for m in models}
+        sample, codecs = self.sample, {}
         try:
-            if self.sample.numbers is not None:
-                (model,) = models
-                return self._estimate(model, self._coded(codecs[model], model), self._about)
-            quarters = {m: self._coded(codecs[m], m, 4) for m in models}
-            model = min(models, key=lambda m: quarters[m] + len(m.data))
-            return self._estimate(model, self._grown(quarters[model], self._coded(codecs[model], model)), self._about)
+            codecs = {m: make_codec(self.spec, m.data, adapt=True, compute=self.compute) for m in models}
+            model = models[0]
+            if len(models) > 1:
+                quarters = {m: self._coded(codecs[m], m, 4) for m in models}
+                model = min(models, key=lambda m: quarters[m] + len(m.data))
+            payload = self._coded(codecs[model], model)
+            if sample.numbers is None:
+                # How far longer segments change that is told by the network and the learner by themselves.
+                alone = self._alone(model)
+                here = _with_learning(alone * _changes(sample.segments) * sample.scale, self._learner)
+                payload *= _with_learning(alone * sample.changes, self.plain.payload) / here
+            return self._estimate(model, payload, self._about)
         finally:
             for codec in codecs.values():
                 codec.close()
@@ -171,21 +170,45 @@ class Estimator:
         numbers = list(range(count))[:: min(WHOLE_SHARE, count)]
         tokens = [s.tokens_of(self.spec) for s in self.segments]
         groups = [tokens[n * size : (n + 1) * size] for n in numbers]
-        return Sample(groups, numbers, _changes(tokens) / _changes([s for group in groups for s in group]), 1.0)
+        changes = _changes(tokens)
+        return Sample(groups, numbers, changes / _changes([s for group in groups for s in group]), 1.0, changes)
 
-    def _first_frames(self) -> Sample:
+    def _stretches(self) -> Sample:
         # From all over the data, as many segments as the learner codes together: it learns as much as it would.
         least, most = TOKENS
         budget = min(max(least, self.tokens // SHARE), most)
-        size = self._group_size
-        count = max(1, min(len(self.segments), max(size, 8), budget // self.spec.positions))
-        chosen = [self.segments[i * len(self.segments) // count] for i in range(count)]
-        frames = -(-budget // (count * self.spec.positions))
-        sample = [segment.tokens_of(self.spec)[:frames].copy() for segment in chosen]
+        size, positions = self._group_size, self.spec.positions
+        count = max(1, min(len(self.segments), max(size, 8), budget // positions))
+        frames = -(-budget // (count * positions))
+        sample = []
+        for i in range(count):
+            segment = self.segments[i * len(self.segments) // count]
+            start = max(0, segment.frames - frames) * (2 * i + 1) // (2 * count)
+            sample.append(segment.tokens_of(self.spec)[start : start + frames].copy())
         tokens = sum(prod(array.shape[:2]) for array in sample)
-        scale = self.tokens / tokens
-        growth = scale * count / len(self.segments)
-        return Sample([sample[i : i + size] for i in range(0, count, size)], None, scale, max(1.0, growth))
+        growth = self.tokens / len(self.segments) * count / tokens
+        first, first_here = positions * len(self.segments), positions * count
+        changes = first + (_changes(sample) - first_here) * (self.tokens - first) / max(1, tokens - first_here)
+        groups = [sample[i : i + size] for i in range(0, count, size)]
+        return Sample(groups, None, self.tokens / tokens, max(1.0, growth), changes)
+
+    @cached_property
+    def _learner(self) -> float:
+        """Bytes of all tokens by the learner alone, if it learned no more than in the sample."""
+        return self._coded(make_codec(self.spec, None, compute=self.compute), None)
+
+    def _alone(self, model: ModelFile) -> float:
+        """Bytes that the network alone takes for each token that changes: frames differ most in how many do."""
+        if model.name not in self._rates:
+            windows, step = self.sample.windows, self.compute.batch_size
+            codec = make_codec(self.spec, model.data, compute=self._light)
+            self.progress.begin(f"trying {model.name}", len(windows), sum(prod(w.shape[:2]) for w in windows))
+            batches = [[[w] for w in windows[i : i + step]] for i in range(0, len(windows), step)]
+            streams = [s for batch in batches for s in codec.encode(batch, partial(self.progress.advance, 0))]
+            self.progress.end()
+            codec.close()
+            self._rates[model.name] = sum(map(len, streams)) / _changes(windows)
+        return self._rates[model.name]
 
     @property
     def _group_size(self) -> int:
@@ -208,16 +231,12 @@ class Estimator:
         tokens = [prod(s.shape[:2]) for group in groups for s in group]
         name = _name(model)
         self.progress.begin(f"trying {name}", len(tokens), sum(tokens))
-        streams = codec.encode(groups, lambda n: self.progress.advance(0, n))
+        streams = codec.encode(groups, partial(self.progress.advance, 0))
         self.progress.end()
         if self.sample.numbers is not None:
             self.streams[name] = dict(zip(self.sample.numbers, streams, strict=True))
         whole = sum(prod(s.shape[:2]) for s in self.sample.segments)
         return sum(map(len, streams)) * whole / sum(tokens) * self.sample.scale
-
-    def _grown(self, quarter: float, whole: float) -> float:
-        """What learns takes a + b / sqrt(n) of each of n tokens, as told from a quarter of the sample and from all."""
-        return whole - max(0.0, quarter - whole) * (1 - 1 / sqrt(self.sample.growth))
 
     def _estimate(self, model: ModelFile | None, payload: float, how: str) -> Estimate:
         return Estimate(_name(model), round(payload), len(model.data) if model else 0, self.decoder(model), how)
@@ -225,6 +244,12 @@ class Estimator:
 
 def _name(model: ModelFile | None) -> str:
     return model.name if model else "none"
+
+
+def _with_learning(network: float, learner: float) -> float:
+    """What both together take, from what each takes by itself."""
+    less, more = sorted((network, learner))
+    return less * (1 - GAIN / (1 + NARROW * (more / less - 1)))
 
 
 def _changes(segments: Sequence[np.ndarray]) -> int:
