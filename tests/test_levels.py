@@ -96,6 +96,12 @@ def test_a_decoder_that_outweighs_the_data_is_told(here, capsys):
     assert "outweighs" not in capsys.readouterr().err
 
 
+def test_a_model_that_outweighs_the_data_is_told(here, tiny_model, capsys):
+    np.save("one.npy", tokens((40, 3, 4)))
+    assert run(["compress", "one.npy", "out.zip", "--model", str(tiny_model), "--no-decoder"]) == 0
+    assert "the model outweighs the data" in capsys.readouterr().err
+
+
 def test_a_zip_goes_to_standard_output_and_its_summary_does_not(here):
     command = [sys.executable, "-m", "vqcomp", "compress", "data", "-", "--model", "none"]
     done = subprocess.run(command, capture_output=True, check=True)

@@ -452,13 +452,16 @@ def test_a_shard_that_changes_after_it_was_looked_through_is_refused(tmp_path):
 
 def test_errors_name_the_option_that_cures_them_and_the_summary_counts_what_it_skipped(tmp_path, capsys):
     path = write_shard(tmp_path / "data-0000.tar.gz", samples(GOOD) + BAD["no json"][0])
-    with pytest.raises(InputError, match=r"--skip-bad .* leaves it out and does the rest"):
+    with pytest.raises(InputError, match=r"--skip-bad .* leaves it out and does the rest") as error:
         vqcomp.compress(path, tmp_path / "out.zip", model="none")
+    assert str(error.value).count("--skip-bad") == 1
     assert run(["compress", str(path), str(tmp_path / "out.zip"), "--model", "none", "--skip-bad", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["skipped"] == 1
     (tmp_path / "bad.npy").write_bytes(b"")
     with pytest.raises(InputError, match=r"empty file$"):
         vqcomp.compress(tmp_path / "bad.npy", tmp_path / "no.zip", model="none")
+    with pytest.raises(InputError, match=r"missing: .*check the path$"):
+        vqcomp.compress(tmp_path / "data-0001.tar.gz", tmp_path / "no.zip", model="none")
 
 
 @settings(max_examples=40, deadline=None)

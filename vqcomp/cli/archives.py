@@ -109,6 +109,9 @@ def compress(
     if summary.runtime_bytes > summary.zip_bytes / 2 and not quiet:
         share = f"{summary.runtime_bytes:,} of {summary.zip_bytes:,} bytes"
         click.echo(f"note: the decoder outweighs the data, {share}; --no-decoder leaves it out", err=True)
+    elif summary.weights_bytes > summary.zip_bytes / 2 and summary.rate < 1 and not quiet:
+        share = f"{summary.weights_bytes:,} of {summary.zip_bytes:,} bytes"
+        click.echo(f"note: the model outweighs the data, {share}; --model auto takes one only where it pays", err=True)
     _print_summary(summary, as_json, quiet, to_stdout)
     return SKIPPED if summary.skipped else 0
 

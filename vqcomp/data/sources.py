@@ -61,7 +61,8 @@ class Found:
     def bad(self, error: InputError) -> None:
         """Raise what is wrong with a piece of the data or, to skip the piece, note it."""
         if not self.skip_bad:
-            raise InputError(f"{error}; {self.hint}") if self.hint else error
+            # A bad member of a shard comes through here twice.
+            raise InputError(f"{error}; {self.hint}") if self.hint and not str(error).endswith(self.hint) else error
         self.skipped.append(str(error))
 
     def drop(self, segments: Sequence[SegmentSource]) -> None:
@@ -136,7 +137,7 @@ def find_segments(
                 add(str(name), lambda n=name, a=array: [array_in_memory(n, a, grid)])  # type: ignore[misc]
     else:
         paths = places(data)
-        if len(paths) == 1 and not os.path.isdir(paths[0]) and not is_shard(paths[0]):
+        if len(paths) == 1 and not (os.path.isdir(paths[0]) or (is_shard(paths[0]) and paths[0].exists())):
             found.hint = ""  # nothing would be left
         for path in paths:
             if os.path.isdir(path):
