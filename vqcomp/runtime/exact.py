@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -243,6 +244,8 @@ def load_torch() -> Any:
     """The module torch, once an array has come back from it unchanged. Raises DependencyError."""
     # A torch that was built for another NumPy says so in some fifty lines; one of our own says what it means here.
     noise = io.StringIO()
+    # Read when torch comes in: threads that have nothing to do shall wait, and not spin until others starve.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with redirect_stderr(noise), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -29,7 +29,6 @@ def main(here: str) -> int:
     try:
         # Many small products: threads that wait for each other cost more than they save.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not (has_numpy() or install_numpy()):
             print(f'error: NumPy is missing: "{sys.executable}" -m pip install "{NUMPY}"', file=sys.stderr)
             return 1
