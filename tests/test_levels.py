@@ -102,6 +102,19 @@ def test_a_model_that_outweighs_the_data_is_told(here, tiny_model, capsys):
     assert "the model outweighs the data" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("seconds", "quiet", "lines"), [(0, [], True), (60, [], False), (0, ["-q"], False)])
+def test_where_there_is_no_terminal_a_line_tells_of_progress_now_and_then(
+    here, capsys, monkeypatch, seconds, quiet, lines
+):
+    monkeypatch.setattr("vqcomp.cli.progress.LINE_SECONDS", seconds)
+    assert run(["compress", "data", "out.zip", "--no-decoder", *quiet]) == 0
+    shown = capsys.readouterr().err
+    last = r"verifying: 100 % of 480 tokens, 20 of 20 segments, about 0 s to go"
+    assert (last in shown) == lines
+    if not lines:
+        assert shown == ""
+
+
 def test_a_zip_goes_to_standard_output_and_its_summary_does_not(here):
     command = [sys.executable, "-m", "vqcomp", "compress", "data", "-", "--model", "none"]
     done = subprocess.run(command, capture_output=True, check=True)

@@ -513,7 +513,7 @@ def test_progress_never_goes_back_and_moves_within_evaluations(budget):
 def test_where_there_is_no_terminal_a_line_tells_now_and_then_how_far_a_training_is(
     monkeypatch, capsys, seconds, lines
 ):
-    monkeypatch.setattr(TrainingBar, "LINE_SECONDS", seconds)
+    monkeypatch.setattr("vqcomp.cli.progress.LINE_SECONDS", seconds)
     display = TrainingBar(quiet=False)
     for evaluating in (False, True):
         display.show(Moment(0.25, 7, 3.0, 5.5, 1000.0, 0, evaluating))

@@ -14,17 +14,23 @@ if TYPE_CHECKING:
     from ..training.record import Moment
 
 
+LINE_SECONDS = 60.0
+"""Where standard error is no terminal, a line takes the bar's place whenever there has been none for so long."""
+
+
 class Bar(Progress):
-    """A tqdm bar on standard error: tokens, their rate, time left, segments, groups. Silent unless a terminal."""
+    """A tqdm bar on standard error: tokens, their rate, time left, segments, groups; lines where it is no terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.bar: Any = None
+        self.said = time.monotonic()
 
     def begin(self, stage: str, segments: int, tokens: int) -> None:
         from tqdm import tqdm
 
         self.end()
+        self.stage, self.tokens, self.coded, self.start = stage, tokens, 0, time.monotonic()
         self.done, self.segments, self.counted = 0, segments, ""
         # disable=None: silent where standard error is no terminal.
         self.bar = tqdm(
@@ -34,9 +40,16 @@ class Bar(Progress):
 
     def advance(self, segments: int, tokens: int) -> None:
         self.bar.update(tokens)
+        self.coded += tokens
         if segments:
             self.done += segments
             self._show()
+        now = time.monotonic()
+        if not self.quiet and not sys.stderr.isatty() and now - self.said >= LINE_SECONDS and self.coded:
+            self.said, left = now, (self.tokens - self.coded) * (now - self.start) / self.coded
+            share = f"{100 * self.coded // self.tokens} % of {self.tokens:,} tokens"
+            segments_done = f"{self.done:,} of {self.segments:,} segments"
+            click.echo(f"{self.stage}: {share}, {segments_done}, about {left:,.0f} s to go", err=True)
 
     def groups_done(self, done: int, total: int) -> None:
         self.counted = f"{done}/{total}"
@@ -53,12 +66,7 @@ class Bar(Progress):
 
 
 class TrainingBar:
-    """Lines on standard error and, on a terminal, a tqdm bar below them: bits/token, tokens/s, size of a zip, time.
-
-    Where there is no terminal, a line takes the bar's place whenever there has been none for LINE_SECONDS.
-    """
-
-    LINE_SECONDS = 60.0
+    """Lines on standard error and, on a terminal, a tqdm bar below them: bits/token, tokens/s, size of a zip, time."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -76,7 +84,7 @@ class TrainingBar:
         from tqdm import tqdm
 
         what = "evaluating, " if moment.is_evaluating else ""
-        if not sys.stderr.isatty() and time.monotonic() - self.said >= self.LINE_SECONDS:
+        if not sys.stderr.isatty() and time.monotonic() - self.said >= LINE_SECONDS:
             bits = f"{moment.training_bits:.3f} bits/token in training"
             self.line(f"step {moment.step}, {100 * moment.done:.0f} % of the training, {what}{bits}")
         if self.bar is None:

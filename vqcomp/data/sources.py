@@ -137,7 +137,7 @@ def find_segments(
                 add(str(name), lambda n=name, a=array: [array_in_memory(n, a, grid)])  # type: ignore[misc]
     else:
         paths = places(data)
-        if len(paths) == 1 and not (os.path.isdir(paths[0]) or (is_shard(paths[0]) and paths[0].exists())):
+        if len(paths) == 1 and not (os.path.isdir(paths[0]) or (is_shard(paths[0]) and paths[0].is_file())):
             found.hint = ""  # nothing would be left
         for path in paths:
             if os.path.isdir(path):
