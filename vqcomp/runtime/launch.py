@@ -17,7 +17,7 @@ import tempfile
 from typing import Any
 
 NUMPY = "numpy==2.2.6" if sys.version_info < (3, 14) else "numpy<3"
-"""What to install; any NumPy will do if one is there. Without hashes: those of all its wheels take 2 kB."""
+"""What to install; any NumPy will do if one is there. Without hashes: those of its 54 wheels take 1.8 kB."""
 
 
 def main(here: str) -> int:
