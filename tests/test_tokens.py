@@ -368,6 +368,7 @@ def test_values_that_change_between_two_looks_are_noticed(tmp_path):
         segment.array()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=4), st.data())
 def test_ids_are_what_their_factors_join_to(factors, data):
     spec = TokenSpec(2, 3, tuple(factors))
