@@ -1,7 +1,7 @@
 """Which model codes which data: all of the choosing.
 
-What the whole zip would take, payload, weights and decoder, is told from a sample of the data: see estimates.py. A model
-that can no longer win is not weighed.
+What the whole zip would take, payload, weights and decoder, is told from a sample of the data: see estimates.py.
+A model that can no longer win is not weighed.
 """
 
 from __future__ import annotations
