@@ -143,7 +143,7 @@ def compress(
             with appearing(out) as temporary:
                 write(temporary, by_spec, found.files, coding, journal, spread, compute, progress)
                 if verify:
-                    verify_written(temporary, by_spec, found.files, spread, compute, progress)
+                    verify_written(temporary, by_spec, found.files, journal, spread, compute, progress)
                 require_writable(out, "a zip", force=force)
             if journal:
                 journal.remove()
