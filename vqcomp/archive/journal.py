@@ -3,8 +3,8 @@
 It lies beside the output, as NAME.partial: MAGIC, then records, to which others are only ever appended. A record is the
 size of its payload (8 bytes, little-endian), the CRC-32 of its number, size and payload (4 bytes), and the payload.
 Record 0 says what the run is (JSON), record 1 holds the model that was chosen. A later one is STREAM and a group's
-stream, in the archive's order, or it is VERIFIED: one more group was decoded, and gave what it was made of. A record that
-is torn, and what follows it, never happened.
+stream, in the archive's order, or it is VERIFIED: one more group was decoded, and gave what it was made of. A record
+that is torn, and what follows it, never happened.
 """
 
 from __future__ import annotations
