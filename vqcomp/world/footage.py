@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 
 from ..archive.as_data import find_segments, is_archive
-from ..data.files import File
 from ..data.onex import METADATA, SEGMENT_IDS, VIDEO, open_video, read_metadata, runs
 from ..data.segments import SegmentSource
 from ..runtime.compute import Compute
@@ -75,18 +74,17 @@ class ArchivedVideo:
 def open_footage(place: Path, compute: Compute) -> Footage:
     """One of 1X's folders, or an archive of one. Raises InputError; of data of v2.0, for which there is no metric."""
     if not is_archive(place):
-        if (place / METADATA).is_file():
-            _require_v1(place, read_metadata(place / METADATA))
+        if (place / METADATA).is_file() and "num_shards" in read_metadata(place / METADATA):
+            raise _of_v2(place)
         return open_video(place)
     found = find_segments(place, compute=compute)
     files = {file.name: file for file in found.files}
-    for name, file in files.items():
-        if name.rpartition("/")[2] == METADATA:
-            _require_v1(place, json.loads(_contents(file)))
-    videos = {segment.file for segment in found.segments}
+    videos = {segment.file or "" for segment in found.segments}
+    if any(re.search(r"(^|/)video_\d+\.bin$", name) for name in videos):
+        raise _of_v2(place)
     video = videos.pop()
-    ids = files.get((video or "").removesuffix(VIDEO) + SEGMENT_IDS)
-    if videos or video is None or ids is None:
+    ids = files.get(video.removesuffix(VIDEO) + SEGMENT_IDS)
+    if videos or not video or ids is None:
         raise InputError(
             f"{place}: expected an archive of one of 1X's folders, with one {VIDEO} and its {SEGMENT_IDS}; found other "
             "data: evaluate what it was made of"
@@ -97,16 +95,11 @@ def open_footage(place: Path, compute: Compute) -> Footage:
             f"{place}: expected {ids.name} to have {4 * frames} bytes, an int32 for each of {frames} frames, "
             f"found {ids.size}"
         )
-    return ArchivedVideo(place, found.segments, np.frombuffer(_contents(ids), "<i4"))
+    return ArchivedVideo(place, found.segments, np.frombuffer(b"".join(ids.pieces()), "<i4"))
 
 
-def _contents(file: File) -> bytes:
-    return b"".join(file.pieces())
-
-
-def _require_v1(place: Path, table: object) -> None:
-    if isinstance(table, dict) and "num_shards" in table:
-        raise InputError(
-            f'{place}: this is data of v2.0, whose challenge is scored by a "Top-500 cross-entropy" of which no '
-            "formula was published; `vqcomp compress` measures bits/token on it, this metric is for v1.1 and before"
-        )
+def _of_v2(place: Path) -> InputError:
+    return InputError(
+        f'{place}: this is data of v2.0, whose challenge is scored by a "Top-500 cross-entropy" of which no formula '
+        "was published; `vqcomp compress` measures bits/token on it, this metric is for v1.1 and before"
+    )
