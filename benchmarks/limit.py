@@ -1,10 +1,10 @@
 """How far from the limit: tokens drawn from a network, whose information content is known, coded by what learned them.
 
-    python benchmarks/limit.py [--from commavq-nano] [--segments 1,8,64] [--frames 150] [--train 60] [--preset pico]
+    python benchmarks/limit.py [--from commavq-nano] [--segments 1,8,64,512] [--frames 32] [--presets pico,nano]
 
 The limit is what the tokens take under the network that they were drawn from. Measured against it, in bits/token: that
-network itself; the learner, which starts from nothing, on N segments; and a network that was trained for so many
-seconds on N segments, alone and with learning on top, on EIGHT others. docs/scaling.md has the table.
+network itself; the learner, which starts from nothing, on N segments; and networks of several sizes, each trained from
+nothing for so many steps on N segments, alone and with learning on top, on EIGHT others. docs/scaling.md has the table.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from vqcomp.model_files import find_model
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.weights import read_config
 from vqcomp.world.draw import COSTS, write_drawn
 
 EIGHT = 8
 """Segments that are held back: they are what the trained networks are measured on."""
+STOPPING = {"evaluate_every": 100, "patience": 3}
+"""A network that learns one segment by heart is best long before its last step."""
 ONE = Compute(threads=1, jobs=1)
 
 
@@ -39,10 +42,10 @@ def bits_per_token(segments: list[np.ndarray], spec: TokenSpec, model: bytes | N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", default="commavq-nano")
-    parser.add_argument("--segments", default="1,8,64")
-    parser.add_argument("--frames", type=int, default=150)
-    parser.add_argument("--train", type=float, default=60, metavar="SECONDS")
-    parser.add_argument("--preset", default="pico")
+    parser.add_argument("--segments", default="1,8,64,512")
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--presets", default="pico,nano")
+    parser.add_argument("--steps", type=int, default=800, metavar="N", help="of each training, at most")
     parser.add_argument("--held-out", type=int, default=8, metavar="N", help="frames that choose the trained weights")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -70,20 +73,23 @@ def main() -> None:
             flush=True,
         )
         print(
-            f"{'segments':>8} {'learner':>9} {'over':>8} {arguments.preset:>9} {'over':>8} {'+ learner':>9} {'over':>8}"
+            f"{'segments':>8} {'learned by':>10} {'weights':>9} {'alone':>9} {'over':>8} {'+ learner':>9} {'over':>8}"
         )
         for count in counts:
             chosen = after[:count]
             learner = bits_per_token(tokens(chosen), spec, None, adapt=True)
+            print(f"{count:8} {'learner':>10} {'':37} {learner:9.4f} {learner - limit(chosen):+8.4f}", flush=True)
             data = [folder / "all" / name for name in chosen]
-            trained = folder / f"{count}.vqm"
-            settings = {"time": arguments.train, "held_out": arguments.held_out, "seed": 0}
-            api.train(data, trained, settings, preset=arguments.preset, device="cpu", threads=1)
-            alone, mixed = (bits_per_token(tokens(others), spec, trained.read_bytes(), adapt=a) for a in (False, True))
-            print(
-                f"{count:8} {learner:9.4f} {learner - limit(chosen):+8.4f} {alone:9.4f} {alone - floor:+8.4f} "
-                f"{mixed:9.4f} {mixed - floor:+8.4f}", flush=True,
-            )  # fmt: skip
+            for preset in arguments.presets.split(","):
+                trained = folder / f"{preset}-{count}.vqm"
+                settings = {"steps": arguments.steps, "held_out": arguments.held_out, "seed": 0, **STOPPING}
+                api.train(data, trained, settings, preset=preset, device="cpu", threads=1)
+                weights = trained.read_bytes()
+                alone, mixed = (bits_per_token(tokens(others), spec, weights, adapt=a) for a in (False, True))
+                print(
+                    f"{count:8} {preset:>10} {read_config(weights)[0].parameters():9,} {alone:9.4f} "
+                    f"{alone - floor:+8.4f} {mixed:9.4f} {mixed - floor:+8.4f}", flush=True,
+                )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -589,6 +589,21 @@ def test_memory_is_bounded_by_the_batch_not_by_the_data(tmp_path, monkeypatch):
     assert peaks[1] < 1.3 * peaks[0]
 
 
+def test_a_segment_takes_less_than_2_kb_of_memory_whatever_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("vqcomp.encoding.make_codec", lambda *a, **k: Plain())
+    monkeypatch.setattr("vqcomp.runtime.reader.make_codec", lambda *a, **k: Plain())
+    data, peaks, counts = tmp_path / "data", [], (100, 600)
+    data.mkdir()
+    for count in counts:
+        for i in range(len(list(data.iterdir())), count):
+            np.save(data / f"{i:032x}.npy", tokens((1, 2, 4), seed=i))
+        tracemalloc.start(1)
+        vqcomp.compress(data, tmp_path / "out.zip", model="none", compute=Compute(batch_size=2), force=True)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 2000 * (counts[1] - counts[0])
+
+
 def test_a_model_that_fits_nothing_is_refused_and_one_that_fits_some_codes_those(tmp_path, tiny_model):
     with pytest.raises(InputError, match=r"predicts frames of 3x4 of 70 ids, the data have 2x2 of 68 ids"):
         vqcomp.compress({"a": tokens((2, 2, 2))}, tmp_path / "out.zip", model=tiny_model)

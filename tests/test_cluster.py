@@ -211,6 +211,23 @@ def test_a_worker_that_runs_out_of_memory_says_what_to_do(monkeypatch):
     assert kind == "InputError" and "out of memory; try a smaller --batch-size" in message
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray watches memory on Linux alone")
+def test_workers_that_ray_ends_for_lack_of_memory_are_an_error_and_the_journal_goes_on(ray, alone, tmp_path):
+    for name, array in DATA.items():
+        np.save(tmp_path / name, array)
+    paths = [str(tmp_path / name) for name in [*DATA, "out.zip"]]
+    command = ["compress", *paths, "--model", "none", "--group-size", "2", "-j", "1", "-q", "--resume"]
+    # Then the machine counts as full from the start, and whatever works is ended.
+    full = {**os.environ, "RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "20"}
+    spread = [sys.executable, "-m", "vqcomp", *command, "--cluster", "local", "-T", "1"]
+    done = subprocess.run(spread, env=full, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "its machine ran out of memory" in done.stderr and "Traceback" not in done.stderr
+    assert files_in(tmp_path) == {*DATA, "out.zip.partial"}
+    assert run(command) == 0
+    assert (tmp_path / "out.zip").read_bytes() == alone
+
+
 @pytest.mark.parametrize("address", ["somewhere", "ray://", "http://host:80", "host", ""])
 def test_an_address_that_is_none_is_an_error(tmp_path, address):
     with pytest.raises(InputError, match="expected auto, local, HOST:PORT"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_tensors, tiny_config
 
+import vqcomp
 from vqcomp.cli import archives, run
 from vqcomp.data.onex import open_video
 from vqcomp.data.onex_write import write_video
@@ -157,7 +159,7 @@ def test_windows_hold_every_15th_frame_split_into_factors(tmp_path):
     (first, second) = protocol.read_windows(video, [0, 3, 59], 2)
     assert (first.shape, second.shape) == ((2, 16, 256, 2), (1, 16, 256, 2))
     joined = second[..., 0] + 512 * second[..., 1]
-    np.testing.assert_array_equal(joined[0].reshape(16, 16, 16), video.ids()[59:300:15][:16])
+    np.testing.assert_array_equal(joined[0].reshape(16, 16, 16), video.take(range(59, 285, 15)))
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,32 @@ def test_the_command_prints_every_setting_under_its_name(tmp_path, network, caps
     assert score["cross_entropy"] == pytest.approx(expected.cross_entropy, abs=1e-9)
     assert table["fully teacher-forced"] is None
     assert Score(**score).frames == 45
+
+
+def test_an_archive_of_a_folder_is_scored_as_the_folder_is(tmp_path, network):
+    ids = np.random.default_rng(0).integers(0, 1 << 18, (500, 3, 3)).astype(np.uint32)
+    write_video(tmp_path / "in" / "val", ids, np.repeat([4, 5], [240, 260]), {"vocab_size": 1 << 18, "hz": 30})
+    config = network.config
+    model = write_model(config, random_tensors(config), self_test(network))
+
+    def scores(place):
+        found = protocol.evaluate(model, place, compute=NUMPY)
+        return {name: score and replace(score, seconds_per_frame=0) for name, score in found.items()}
+
+    for folder in ("in/val", "in"):
+        vqcomp.compress(tmp_path / folder, tmp_path / "val.zip", model="none", force=True, compute=NUMPY)
+        assert scores(tmp_path / "val.zip") == scores(tmp_path / "in" / "val")
+
+
+def test_archives_of_other_data_are_refused(tmp_path, network):
+    np.save(tmp_path / "a.npy", np.zeros((3, 2, 2), np.int16))
+    vqcomp.compress(tmp_path / "a.npy", tmp_path / "a.zip", model="none")
+    with pytest.raises(InputError, match=r"expected an archive of one of 1X's folders"):
+        protocol.evaluate(b"", tmp_path / "a.zip", compute=NUMPY)
+    write_synthetic(tmp_path / "v2", 34, 1, 0, "v2.0")
+    vqcomp.compress(tmp_path / "v2", tmp_path / "v2.zip", model="none", verify=False)
+    with pytest.raises(InputError, match=r"Top-500"):
+        protocol.evaluate(b"", tmp_path / "v2.zip", compute=NUMPY)
 
 
 def steps_network():

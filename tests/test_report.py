@@ -20,6 +20,7 @@ from vqcomp.cli import run
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.errors import DamageError, InputError
 from vqcomp.runtime.spec import TokenSpec
+from vqcomp.world import page
 from vqcomp.world import report as told
 from vqcomp.world.page import write_page
 from vqcomp.world.palette import Palette
@@ -217,3 +218,10 @@ def test_time_is_told_where_the_frames_a_second_are_known():
 
     comma = replace(part(np.ones(3)), spec=COMMAVQ)
     assert _clock(comma, 1230) == "1:01.5" and _clock(part(np.ones(3)), 1230) == "1,230"
+
+
+def test_numbers_of_moments_near_each_other_lie_one_above_the_other():
+    chart = page._chart([("main", [(0, 1), (100, 1)])], [], 0, 2, [(x, 1, str(x), "#") for x in (10, 90, 12, 91, 11)])
+    assert re.findall(r"--lift:(\d)|>(\d+)</a>", chart) == [
+        ("", "10"), ("", "90"), ("1", ""), ("", "12"), ("1", ""), ("", "91"), ("2", ""), ("", "11"),
+    ]  # fmt: skip

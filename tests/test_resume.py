@@ -107,6 +107,7 @@ def written(out, streams, about=ABOUT):
     """Begin, or go on with, a journal, append what of `streams` is missing, and return how many were there."""
     journal = Journal(out, about)
     there = journal.done
+    assert journal.verified == 0
     assert [journal.stream(i) for i in range(there)] == streams[:there]
     if journal.model is None:
         journal.choose("mine", b"model\n\0")
@@ -124,7 +125,7 @@ def test_a_record_that_is_torn_at_any_byte_never_happened_and_those_before_it_di
     journal_path(out).unlink(missing_ok=True)
     assert written(out, streams) == 0
     whole = journal_path(out).read_bytes()
-    for length in range(len(whole) - len(streams[-1]) - 12, len(whole)):  # 12: a record's head
+    for length in range(len(whole) - len(streams[-1]) - 13, len(whole)):  # 13: a record's head, and its kind
         journal_path(out).write_bytes(whole[:length])
         assert written(out, streams) == len(streams) - 1
         assert journal_path(out).read_bytes() == whole
@@ -148,6 +149,40 @@ def test_a_flipped_bit_costs_work_but_gives_no_wrong_stream(tmp_path, data):
     else:
         assert written(out, streams) < len(streams)
         assert journal_path(out).read_bytes() == whole
+
+
+def test_what_was_verified_is_not_verified_again(data, undisturbed, tmp_path, monkeypatch):
+    out, verify, verified = tmp_path / "out.zip", Journal.verify, []
+
+    def counting(self, stop):
+        if len(verified) == stop:
+            raise KeyboardInterrupt
+        verified.append(self.verified)
+        verify(self)
+
+    for stop, code in ((5, 130), (12, 130), (SEGMENTS, 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "verify", lambda self, stop=stop: counting(self, stop))
+            assert run(["compress", str(data), str(out), *OPTIONS, "--resume"]) == code
+    assert verified == list(range(SEGMENTS // 2))  # each of the groups once
+    assert out.read_bytes() == undisturbed
+
+
+def test_a_group_that_does_not_come_back_is_found_after_others_were_verified(data, tmp_path, monkeypatch):
+    out, verify = tmp_path / "out.zip", Journal.verify
+
+    def breaking(self):
+        verify(self)
+        if self.verified == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "verify", breaking)
+        assert run(["compress", str(data), str(out), *OPTIONS, "--resume"]) == 130
+    stream = Journal.stream
+    monkeypatch.setattr(Journal, "stream", lambda self, i: stream(self, 7 if i == 8 else i))
+    assert run(["compress", str(data), str(out), *OPTIONS, "--resume"]) == 3
+    assert files_in(tmp_path) == set()
 
 
 def test_a_file_that_is_no_journal_is_not_touched(data, tmp_path, capsys):

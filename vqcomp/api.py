@@ -144,7 +144,7 @@ def compress(
                 ready = chooser.ready(chosen)
                 write(temporary, by_spec, found.files, coding, ready, journal, spread, compute, progress)
                 if verify:
-                    verify_written(temporary, by_spec, found.files, spread, compute, progress)
+                    verify_written(temporary, by_spec, found.files, journal, spread, compute, progress)
                 require_writable(out, "a zip", force=force)
             if journal:
                 journal.remove()
@@ -270,7 +270,9 @@ def evaluate_1x(
     decode: protocol.Decode | None = None,
     compute: Compute | None = None,
 ) -> dict[str, protocol.Score | None]:
-    """Score a model (a shipped one's name, or a .vqm) by 1X's metric on one of 1X's folders; see protocol.py.
+    """Score a model (a shipped one's name, or a .vqm) by 1X's metric on one of 1X's folders, or an archive of one.
+
+    See protocol.py.
 
     steps: MaskGIT steps in which frames are generated, by a model trained with within_frame. decode: renders ids
     (T, height, width) as uint8 (T, h, w, 3), so that LPIPS is measured, too.

@@ -307,11 +307,11 @@ def plot(rows: Sequence[Row], share: float, path: Path) -> None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     for i, row in enumerate(rows):
-        color, rate = f"C{i % 10}", row.rate_of(share)
+        color, marker, rate = f"C{i % 10}", "osD^v"[i // 10 % 5], row.rate_of(share)  # there are ten colours
         speeds = [row.tokens / max(seconds, 1e-9) for seconds in (row.encode_seconds, row.decode_seconds)]
         axes.plot(speeds, [rate, rate], color=color, linewidth=0.8)
-        axes.scatter(speeds[:1], [rate], color=color, label=row.method)
-        axes.scatter(speeds[1:], [rate], edgecolors=color, facecolors="none")
+        axes.scatter(speeds[:1], [rate], color=color, marker=marker, label=row.method)
+        axes.scatter(speeds[1:], [rate], edgecolors=color, facecolors="none", marker=marker)
     axes.set(xscale="log", xlabel="tokens/s: encoding filled, decoding hollow", ylabel="rate")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

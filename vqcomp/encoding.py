@@ -210,16 +210,26 @@ def verify_written(
     path: Path,
     by_spec: dict[TokenSpec, list[SegmentSource]],
     files: Sequence[File],
+    journal: Journal | None,
     cluster: Cluster | None,
     compute: Compute,
     progress: Progress,
 ) -> None:
-    """Decode what was just written and compare all of it with its sources. Raises DamageError."""
+    """Decode what was just written and compare it with its sources, but for groups that by the journal were compared.
+
+    Raises DamageError.
+    """
     sources = {s.name: s for segments in by_spec.values() for s in segments}
     with opened(path, compute, cluster) as archive:
         if list(archive) != list(sources):
             raise DamageError("verification failed: the archive's names are not those of the data; please report this")
-        for name, how in differences(archive, sources, {f.name: f for f in files}, "verifying", progress):
+        kept, first = {f.name: f for f in files}, journal.verified if journal else 0
+
+        def same() -> None:
+            if journal:
+                journal.verify()
+
+        for name, how in differences(archive, sources, kept, "verifying", progress, first=first, same=same):
             raise DamageError(
                 f"verification failed: {name} does not come back: {how}; "
                 "either the file changed meanwhile, or this is a bug: please report it"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
 
 from ..data.files import File
 from ..data.segments import SegmentSource
+from ..runtime.manifest import Segment
 from ..runtime.progress import Progress
 from .reader import Archive
 
@@ -21,27 +22,40 @@ def differences(
     stage: str,
     progress: Progress,
     lost: dict[str, str] | None = None,
+    first: int = 0,
+    same: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, str]]:
     """Yield (what is compared with, how the archive's content differs), for each segment and file that does.
 
     segments and files: by the names that the archive has. Damaged segments go to `lost`; without it they raise
-    DamageError.
+    DamageError. first: leave out the segments of so many groups. `same` is called after each other
+    group that is what it should be.
     """
     for kept in archive.kept:
         if not _same(archive.contents(kept), files[kept.name].pieces()):
             yield files[kept.name].label, "other bytes"
-    for name, array in decoded(archive, stage, progress, lost):
+    left = [s for s in archive.segments if s.group >= first]
+    ends = {archive.segments[group.segments[-1]].name for group in archive.manifest.groups}
+    for name, array in decoded(archive, stage, progress, lost, left):
         if difference := _difference(array, segments[name].array()):
             yield segments[name].label, difference
+        if name in ends:
+            same()
 
 
 def decoded(
-    archive: Archive, stage: str, progress: Progress, lost: dict[str, str] | None = None
+    archive: Archive,
+    stage: str,
+    progress: Progress,
+    lost: dict[str, str] | None = None,
+    segments: Sequence[Segment] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """All that `archive` decodes to, (name, array), with progress; damaged segments as in `differences`."""
-    progress.begin(stage, len(archive), archive.tokens)
+    """What `archive` decodes to, all or these segments, (name, array), with progress; `lost` as in `differences`."""
+    segments = archive.segments if segments is None else segments
+    progress.begin(stage, len(segments), sum(s.tokens for s in segments))
     try:
-        for item in archive.decode(damaged=lost, advance=lambda n: progress.advance(0, n)):
+        names = (s.name for s in segments)
+        for item in archive.decode(names, damaged=lost, advance=lambda n: progress.advance(0, n)):
             yield item
             progress.advance(1, 0)
     finally:

@@ -2,8 +2,9 @@
 
 It lies beside the output, as NAME.partial: MAGIC, then records, to which others are only ever appended. A record is the
 size of its payload (8 bytes, little-endian), the CRC-32 of its number, size and payload (4 bytes), and the payload.
-Record 0 says what the run is (JSON), record 1 holds the model that was chosen, each later one a group's stream, in the
-archive's order. A record that is torn, and what follows it, never happened.
+Record 0 says what the run is (JSON), record 1 holds the model that was chosen. A later one is STREAM and a group's
+stream, in the archive's order, or it is VERIFIED: one more group was decoded, and gave what it was made of. A record
+that is torn, and what follows it, never happened.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from ..runtime.disk import replacing
 from ..runtime.errors import InputError
 from .packing import RUNTIME_FOLDER, source_of
 
-MAGIC = b"vqcomp journal 1\n"
+MAGIC = b"vqcomp journal 2\n"
+STREAM, VERIFIED = b"s", b"v"
 SYNC_SECONDS = 1.0
 """A power failure costs at most the work of so many seconds: more syncing would cost time, less would cost work."""
 _HEAD = struct.Struct("<QI")
@@ -57,7 +59,10 @@ class Journal:
         self.path = journal_path(out)
         self.model: tuple[str, bytes] | None = None
         """Name and bytes of the model that was chosen; (\"\", b\"\") for none, None where nothing was chosen yet."""
-        self._places: list[tuple[int, int]] = []  # (offset, size) of each record's payload
+        self.verified = 0
+        """How many groups were decoded and compared."""
+        self._records = 0
+        self._places: list[tuple[int, int]] = []  # (offset, size) of each group's stream
         self._synced = 0.0
         self._file = _open_locked(self.path)
         try:
@@ -69,11 +74,11 @@ class Journal:
     @property
     def done(self) -> int:
         """How many groups are done."""
-        return max(0, len(self._places) - 2)
+        return len(self._places)
 
     def stream(self, group: int) -> bytes:
         """The stream of a group that is done. Raises InputError if it can no longer be read."""
-        offset, size = self._places[2 + group]
+        offset, size = self._places[group]
         try:
             self._file.seek(offset)
             data = self._file.read(size)
@@ -91,9 +96,14 @@ class Journal:
 
     def append(self, stream: bytes) -> None:
         """Note the next group as done. It outlives this process at once, a power failure within SYNC_SECONDS."""
-        self._append(stream)
-        if time.monotonic() - self._synced >= SYNC_SECONDS:
-            self._sync()
+        self._places.append((self._append(STREAM + stream) + len(STREAM), len(stream)))
+        self._sync_now_and_then()
+
+    def verify(self) -> None:
+        """Note that the next group's stream gives what it was made of."""
+        self._append(VERIFIED)
+        self.verified += 1
+        self._sync_now_and_then()
 
     def close(self) -> None:
         """Leave it for another run to go on; without a model there is nothing to go on from, and it is removed."""
@@ -130,8 +140,12 @@ class Journal:
             elif self.model is None:
                 name, _, model = payload.partition(b"\n")
                 self.model = json.loads(name), model
-            self._places.append((self._end + _HEAD.size, len(payload)))
+            elif payload == VERIFIED:
+                self.verified += 1
+            else:
+                self._places.append((self._end + _HEAD.size + len(STREAM), len(payload) - len(STREAM)))
             self._end += _HEAD.size + len(payload)
+            self._records += 1
         if head is not None:
             with self._explained():
                 self._file.truncate(self._end)
@@ -157,20 +171,26 @@ class Journal:
         if size > os.fstat(self._file.fileno()).st_size - self._end - _HEAD.size:
             return None
         payload = self._file.read(size)
-        return payload if _checksum(len(self._places), payload) == checksum else None
+        return payload if _checksum(self._records, payload) == checksum else None
 
-    def _append(self, payload: bytes) -> None:
-        record = _HEAD.pack(len(payload), _checksum(len(self._places), payload)) + payload
+    def _append(self, payload: bytes) -> int:
+        """Append a record; returns where its payload lies."""
+        record = _HEAD.pack(len(payload), _checksum(self._records, payload)) + payload
         with self._explained():
             self._write(self._end, record)
-        self._places.append((self._end + _HEAD.size, len(payload)))
         self._end += len(record)
+        self._records += 1
+        return self._end - len(payload)
 
     def _write(self, offset: int, data: bytes) -> None:
         self._file.seek(offset)
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
+
+    def _sync_now_and_then(self) -> None:
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
+            self._sync()
 
     def _sync(self) -> None:
         with self._explained():

@@ -230,7 +230,7 @@ def describe(archive: Archive) -> dict[str, Any]:
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="ARCHIVE DATA...")
 @click.option(
-    "--protocol", type=click.Choice(["1x"]), help="Score --model on one of 1X's folders: evaluate ... FOLDER."
+    "--protocol", type=click.Choice(["1x"]), help="Score --model on one of 1X's folders, or an archive of one."
 )
 @click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and compare the rest.")
@@ -251,11 +251,12 @@ def evaluate(
 ) -> int:  # fmt: skip
     """Decode ARCHIVE, compare it with DATA token by token, and print the compression rate.
 
-    With --protocol 1x, score a model by the metric of 1X's challenge instead; there is no ARCHIVE then.
+    With --protocol 1x, score a model by the metric of 1X's challenge instead, on one of its folders or an archive
+    of one.
     """
     if protocol:
         if len(paths) != 1 or not model:
-            raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER")
+            raise click.UsageError("--protocol 1x takes --model MODEL and one FOLDER or ARCHIVE")
         if cluster:
             raise click.UsageError("--protocol 1x runs on this machine alone, without --cluster")
         decode = load_decoder(decoder, compute).decode if decoder else None

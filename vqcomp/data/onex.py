@@ -50,9 +50,10 @@ class Video:
         """Ranges of frames: the runs of one segment id. Nothing is predicted across their boundaries."""
         return runs(self.segment_ids)
 
-    def ids(self) -> np.ndarray:
-        """All ids (frames, side, side), mapped from the disk."""
-        return np.memmap(self.path, self.dtype, "r", shape=(self.frames, self.spec.height, self.spec.width))
+    def take(self, frames: range) -> np.ndarray:
+        """The ids of these frames, (len(frames), side, side), mapped from the disk."""
+        ids = np.memmap(self.path, self.dtype, "r", shape=(self.frames, self.spec.height, self.spec.width))
+        return ids[frames.start : frames.stop : frames.step]
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def window(video: Video, start: int, frames: int, every: int) -> np.ndarray:
             f"{video.path}: expected frames {start} to {stop - 1}, {frames} that are {every} apart, to be in one clip; "
             f"the longest clip has {max(map(len, video.clips))} frames: choose another --start"
         )
-    ids = np.array(video.ids()[start:stop:every], np.int64).reshape(frames, -1)
+    ids = np.array(video.take(range(start, stop, every)), np.int64).reshape(frames, -1)
     if ids.min() < 0 or ids.max() >= video.spec.vocabulary:
         raise InputError(f"{video.path}: expected ids in 0..{video.spec.vocabulary - 1}, found {ids.max()}")
     return video.spec.split(ids).astype(np.int32)

@@ -21,6 +21,8 @@ ROWS_MAX = 200
 CHARTS_MAX = 6
 AROUND = (-10, -5, 0, 5, 10)
 """Frames that are shown of a moment."""
+DOT = 6.0
+"""Per cent of a chart's width that a number in it takes on a phone."""
 
 Painters = Mapping[TokenSpec, Painter]
 
@@ -306,10 +308,11 @@ def _chart(
     )
     words = "".join(f'<span class="y" style="top:{up(y) / 10:.1f}%">{_short(y)}</span>' for y in y_ticks)
     words += "".join(f'<span class="x" style="left:{across(x) / 10:.1f}%">{text}</span>' for x, text in x_ticks)
-    words += "".join(
-        f'<a class="dot" href="{link}" style="left:{across(x) / 10:.2f}%;top:{up(y) / 10:.1f}%">{text}</a>'
-        for x, y, text, link in dots
-    )
+    places = [across(x) / 10 for x, _, _, _ in dots]
+    for i, (_, y, text, link) in enumerate(dots):
+        lift = sum(abs(place - places[i]) < DOT for place in places[:i])  # else it would hide them
+        style = f"left:{places[i]:.2f}%;top:{up(y) / 10:.1f}%" + (f";--lift:{lift}" if lift else "")
+        words += f'<a class="dot" href="{link}" style="{style}">{text}</a>'
     return (
         f'<div class="chart"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">{grid}{paths}'
         f"</svg>{words}</div>"

@@ -19,12 +19,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.onex import METADATA, Video, open_video, read_metadata
 from ..runtime.arithmetic import LOGIT_UNIT
 from ..runtime.compute import Compute
 from ..runtime.engine import Engine
 from ..runtime.errors import InputError
 from ..runtime.loading import load_engine
+from .footage import Footage, open_footage
 from .imagine import NetworkImaginer
 from .perceptual import Distance, load_lpips
 from .sampling import Sampling, rows_of
@@ -200,11 +200,11 @@ def _score(run: Callable[[np.ndarray], list[np.ndarray]], windows: Iterator[np.n
     return Score(count, frames, nats / tokens, right / tokens, seconds / frames)
 
 
-def read_windows(video: Video, starts: list[int], batch_size: int) -> Iterator[np.ndarray]:
+def read_windows(video: Footage, starts: list[int], batch_size: int) -> Iterator[np.ndarray]:
     """The windows at `starts`: int64 (up to batch_size, WINDOW, S, F). Raises InputError for ids too large."""
-    ids = video.ids()
     for i in range(0, len(starts), batch_size):
-        batch = np.stack([ids[s : s + WINDOW * STRIDE : STRIDE][:WINDOW] for s in starts[i : i + batch_size]])
+        span = (WINDOW - 1) * STRIDE + 1
+        batch = np.stack([video.take(range(s, s + span, STRIDE)) for s in starts[i : i + batch_size]])
         if int(batch.max()) >= video.spec.vocabulary or int(batch.min()) < 0:
             raise InputError(f"{video.path}: expected ids in 0..{video.spec.vocabulary - 1}, found {batch.max()}")
         yield video.spec.split(batch.reshape(*batch.shape[:2], -1).astype(np.int64))
@@ -212,24 +212,21 @@ def read_windows(video: Video, starts: list[int], batch_size: int) -> Iterator[n
 
 def evaluate(
     model: bytes,
-    folder: Path,
+    place: Path,
     *,
     max_windows: int | None = None,
     steps: int = 1,
     decode: Decode | None = None,
     compute: Compute,
 ) -> dict[str, Score | None]:
-    """Scores of a .vqm on one of 1X's folders by setting; None for settings that do not apply to a FrameGPT.
+    """Scores of a .vqm by setting, on one of 1X's folders or an archive of one.
+
+    None stands for settings that do not apply to a FrameGPT.
 
     steps: MaskGIT steps in which frames are generated, for a network `within_frame`. decode: renders ids
     (T, height, width) as uint8 (T, h, w, 3), so that LPIPS is measured. Raises InputError, ModelError, DependencyError.
     """
-    if (folder / METADATA).is_file() and "num_shards" in read_metadata(folder / METADATA):
-        raise InputError(
-            f'{folder}: this is data of v2.0, whose challenge is scored by a "Top-500 cross-entropy" of which no '
-            "formula was published; `vqcomp compress` measures bits/token on it, this metric is for v1.1 and before"
-        )
-    video = open_video(folder)
+    video = open_footage(place, compute)
     starts = window_starts(video.segment_ids)[:max_windows]
     if not starts:
         raise InputError(
