@@ -23,11 +23,11 @@ from data import example, synthetic
 
 from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.spec import TokenSpec
-from vqcomp.tokengpt.codec import TokenCodec
-from vqcomp.tokengpt.config import Precision, TokenConfig
-from vqcomp.tokengpt.engine import TokenGPT
-from vqcomp.tokengpt.float import GPT2
-from vqcomp.tokengpt.weights import Checkpoint, read_checkpoint
+from vqcomp.runtime.token_codec import TokenCodec
+from vqcomp.runtime.token_config import Precision, TokenConfig
+from vqcomp.runtime.token_engine import TokenGPT
+from vqcomp.training.gpt2 import GPT2
+from vqcomp.runtime.token_weights import Checkpoint, read_checkpoint
 
 SPEC = TokenSpec(8, 16, (1024,))
 TRAINED, SEEN, BATCH = 900, 100, 4

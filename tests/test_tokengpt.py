@@ -17,13 +17,13 @@ from vqcomp.runtime.errors import DamageError, InputError, ModelError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.tables import Tables
-from vqcomp.tokengpt.codec import TokenCodec
-from vqcomp.tokengpt.config import Precision, TokenConfig
-from vqcomp.tokengpt.engine import TokenGPT
-from vqcomp.tokengpt.float import GPT2
-from vqcomp.tokengpt.ops import root
-from vqcomp.tokengpt.tables import GELU_STEP, POWER_BITS, POWER_STEP, gelu, powers
-from vqcomp.tokengpt.weights import WEIGHT_TOP, quantise, read_checkpoint
+from vqcomp.runtime.token_codec import TokenCodec
+from vqcomp.runtime.token_config import Precision, TokenConfig
+from vqcomp.runtime.token_engine import TokenGPT
+from vqcomp.training.gpt2 import GPT2
+from vqcomp.runtime.token_ops import root
+from vqcomp.runtime.token_tables import GELU_STEP, POWER_BITS, POWER_STEP, gelu, powers
+from vqcomp.runtime.token_weights import WEIGHT_TOP, quantise, read_checkpoint
 
 SPEC = TokenSpec(3, 4, (70,))
 CONFIG = TokenConfig(layers=2, heads=4, dim=64, positions=6 * 13, vocabulary=71, hidden=256)
@@ -119,7 +119,7 @@ def test_a_segment_is_predicted_alike_alone_and_beside_others():
 def test_scores_in_small_pieces_give_the_same_logits(monkeypatch):
     ids, network = some_ids(3, 30), engine()
     whole = logits(network, ids)
-    monkeypatch.setattr("vqcomp.tokengpt.engine.SCORES", 1)
+    monkeypatch.setattr("vqcomp.runtime.token_engine.SCORES", 1)
     np.testing.assert_array_equal(logits(network, ids), whole)
 
 
@@ -260,7 +260,7 @@ def test_streams_decode_to_what_was_encoded(keep):
 
 def modelled_stream(codec, tokens, monkeypatch):
     """The stream by the network, even where another way would be shorter."""
-    monkeypatch.setattr("vqcomp.tokengpt.codec.encode_uniform", lambda *_: bytes(1 << 20))
+    monkeypatch.setattr("vqcomp.runtime.token_codec.encode_uniform", lambda *_: bytes(1 << 20))
     return codec.encode(tokens)
 
 
@@ -281,7 +281,7 @@ def test_the_number_of_rows_in_a_call_does_not_change_streams(monkeypatch):
     groups = [[segment(n, n)] for n in (14, 9)]
     codec = TokenCodec(engine(), SPEC, 2)
     streams = modelled_stream(codec, groups, monkeypatch)
-    monkeypatch.setattr("vqcomp.tokengpt.codec.ROWS", 1)
+    monkeypatch.setattr("vqcomp.runtime.token_codec.ROWS", 1)
     assert codec.encode(groups) == streams
 
 

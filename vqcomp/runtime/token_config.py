@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..runtime.errors import ModelError
-from ..runtime.spec import TokenSpec
+from .errors import ModelError
+from .spec import TokenSpec
 
 POSITIONS_MAX = 4095
 """So that the weights of all keys, of 12 bits each, add up below 2^24."""

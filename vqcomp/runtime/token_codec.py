@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..runtime.codec import Advance, Codec
-from ..runtime.coder import Decoder
-from ..runtime.errors import InputError
-from ..runtime.spec import TokenSpec
-from ..runtime.tables import Tables
-from ..runtime.uniform import decode_uniform, encode_uniform, modelled
-from .engine import TokenGPT, TokenState
+from .codec import Advance, Codec
+from .coder import Decoder
+from .errors import InputError
+from .spec import TokenSpec
+from .tables import Tables
+from .uniform import decode_uniform, encode_uniform, modelled
+from .token_engine import TokenGPT, TokenState
 
 ROWS = 1 << 11
 """Ids in one call of the network, about: enough for the matrix products' full rate."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import DependencyError, ModelError
-from ..runtime.exact import load_torch
-from .config import TokenConfig
+from .errors import DependencyError, ModelError
+from .exact import load_torch
+from .token_config import TokenConfig
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, in the order in which they are looked for."""
