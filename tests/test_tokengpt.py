@@ -6,6 +6,7 @@ import json
 import math
 from decimal import Decimal, localcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.token_codec import TokenCodec
 from vqcomp.runtime.token_config import Precision, TokenConfig
 from vqcomp.runtime.token_engine import TokenGPT
-from vqcomp.training.gpt2 import GPT2
 from vqcomp.runtime.token_ops import root
 from vqcomp.runtime.token_tables import GELU_STEP, POWER_BITS, POWER_STEP, gelu, powers
-from vqcomp.runtime.token_weights import WEIGHT_TOP, quantise, read_checkpoint
+from vqcomp.runtime.token_weights import WEIGHT_TOP, Load, find_weights, open_weights, quantise, read_config
+from vqcomp.runtime.token_windows import TokenWindows
+from vqcomp.training.gpt2 import GPT2
 
 SPEC = TokenSpec(3, 4, (70,))
 CONFIG = TokenConfig(layers=2, heads=4, dim=64, positions=6 * 13, vocabulary=71, hidden=256)
@@ -60,6 +62,22 @@ ARRAYS = arrays(MODEL)
 
 def engine(backend="torch float32", precision=BEST, config=CONFIG, tensors=ARRAYS):
     return TokenGPT(config, tensors.__getitem__, BACKENDS[backend](), precision)
+
+
+def codec_of(engine, keep=3, spec=SPEC):
+    return TokenCodec(TokenWindows(engine, spec, keep))
+
+
+class Checkpoint(NamedTuple):
+    config: TokenConfig
+    path: Path
+    load: Load
+
+
+def read_checkpoint(folder):
+    """A folder's, all of it."""
+    config, path = read_config(folder), find_weights(folder)
+    return Checkpoint(config, path, open_weights(path, config))
 
 
 def some_ids(batch, length, config=CONFIG, seed=0):
@@ -249,7 +267,7 @@ def test_a_checkpoint_that_transformers_saved_is_read(tmp_path):
 @pytest.mark.parametrize("keep", range(6))
 def test_streams_decode_to_what_was_encoded(keep):
     groups = [[segment(n, n)] for n in (14, 1, 6, 7, 14)]
-    codec = TokenCodec(engine(), SPEC, keep)
+    codec = codec_of(engine(), keep)
     told = []
     streams = codec.encode(groups, told.append)
     decoded = codec.decode(streams, [[len(s)] for (s,) in groups], told.append)
@@ -268,8 +286,8 @@ def modelled_stream(codec, tokens, monkeypatch):
 @pytest.mark.parametrize("reader", ["numpy float32", "torch int8", "torch float32"])
 def test_a_backend_reads_what_another_predicted(keep, reader, monkeypatch):
     groups = [[segment(n, n)] for n in (14, 1, 6, 9)]
-    streams = modelled_stream(TokenCodec(engine("torch float32"), SPEC, keep), groups, monkeypatch)
-    other = TokenCodec(engine(reader), SPEC, keep)
+    streams = modelled_stream(codec_of(engine("torch float32"), keep), groups, monkeypatch)
+    other = codec_of(engine(reader), keep)
     assert other.encode(groups) == streams
     assert [other.encode([group])[0] for group in groups] == streams
     decoded = other.decode(streams, [[len(s)] for (s,) in groups])
@@ -279,15 +297,15 @@ def test_a_backend_reads_what_another_predicted(keep, reader, monkeypatch):
 
 def test_the_number_of_rows_in_a_call_does_not_change_streams(monkeypatch):
     groups = [[segment(n, n)] for n in (14, 9)]
-    codec = TokenCodec(engine(), SPEC, 2)
+    codec = codec_of(engine(), 2)
     streams = modelled_stream(codec, groups, monkeypatch)
-    monkeypatch.setattr("vqcomp.runtime.token_codec.ROWS", 1)
+    monkeypatch.setattr("vqcomp.runtime.token_windows.ROWS", 1)
     assert codec.encode(groups) == streams
 
 
 def test_frames_before_the_window_do_not_matter(monkeypatch):
     """With 2 of 6 frames kept, frame 6 is predicted from frames 4 and 5, and frame 5 from all before."""
-    codec, tokens = TokenCodec(engine(), SPEC, 2), segment(7)
+    codec, tokens = codec_of(engine(), 2), segment(7)
     changed = tokens.copy()
     changed[3] = (changed[3] + 1) % 70
     costs = {}
@@ -308,7 +326,7 @@ def test_frames_before_the_window_do_not_matter(monkeypatch):
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=64).map(lambda b: b[: len(b) // 4 * 4]))
 def test_any_stream_is_refused_or_gives_ids_in_range(data):
-    codec = TokenCodec(engine(), SPEC)
+    codec = codec_of(engine())
     try:
         ((found,),) = codec.decode([data], [[2]])
     except DamageError:
@@ -322,7 +340,7 @@ def test_ids_that_the_network_does_not_predict_are_refused(bad):
     tokens = segment(2)
     tokens[1, 3] = bad
     with pytest.raises(InputError, match=rf"expected ids in 0\.\.69, found {bad}"):
-        TokenCodec(engine(), SPEC).encode([[tokens]])
+        codec_of(engine()).encode([[tokens]])
 
 
 def test_other_tokens_than_the_networks_are_refused():
@@ -332,10 +350,10 @@ def test_other_tokens_than_the_networks_are_refused():
         (TokenSpec(8, 16, (70,)), "the network sees 78 ids; a frame of 8x16 tokens has 129"),
     ):
         with pytest.raises(ModelError, match=message):
-            TokenCodec(engine(), spec)
+            codec_of(engine(), spec=spec)
     for keep in (-1, 6):
         with pytest.raises(InputError, match="expected 0 to 5"):
-            TokenCodec(engine(), SPEC, keep)
+            codec_of(engine(), keep)
 
 
 # ---- checkpoints

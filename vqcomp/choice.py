@@ -17,7 +17,7 @@ from .data.segments import SegmentSource
 from .model_files import ModelFile, find_models
 from .runtime.compute import Compute
 from .runtime.errors import DependencyError, InputError, ModelError
-from .runtime.kinds import ADAPTIVE, Kind, kind_of, make_codec
+from .runtime.kinds import ADAPTIVE, Kind, choose_kind, make_codec
 from .runtime.progress import Progress
 from .runtime.spec import TokenSpec
 from .training import torch_ready
@@ -87,14 +87,21 @@ class Chooser:
     report: Report
 
     def choose(
-        self, wanted: str | os.PathLike[str], level: int = LEVEL, train: float | None = None, folder: Path = Path()
+        self,
+        wanted: str | os.PathLike[str] | ModelFile,
+        level: int = LEVEL,
+        train: float | None = None,
+        folder: Path = Path(),
     ) -> ModelFile | None:
         """The model that `wanted` names or, for "auto", the one that makes the zip smallest; None for no network.
 
         level: see LEVELS. train: with "auto", seconds in which a network is trained on these very data; it is weighed,
         too. Its temporary files are in `folder`. Raises InputError, ModelError.
         """
-        if os.fspath(wanted) == "auto":
+        if isinstance(wanted, ModelFile):
+            chosen: ModelFile | None = wanted
+            self._require_fit(wanted)
+        elif os.fspath(wanted) == "auto":
             chosen = self._smallest(self._candidates(level), train, folder)
         else:
             chosen = next(iter(find_models(wanted)), None)
@@ -166,7 +173,7 @@ class Chooser:
         self.progress.end()
         codec.close()
         payload = coded * sum(s.tokens for s in segments) // tokens
-        return Estimate(name, payload, len(data or b""), self._runtime(kind_of(model is not None, self.adapt)))
+        return Estimate(name, payload, len(data or b""), self._runtime(choose_kind(data, self.adapt)))
 
     def _runtime(self, kind: Kind) -> int:
         """Bytes of the decoder; it needs the learner, too, if other tokens are coded by it whatever the model."""

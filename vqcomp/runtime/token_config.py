@@ -84,6 +84,13 @@ class TokenConfig:
         config.check()
         return config
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads."""
+        return {
+            "n_layer": self.layers, "n_head": self.heads, "n_embd": self.dim, "n_positions": self.positions,
+            "vocab_size": self.vocabulary, "n_inner": self.hidden, "layer_norm_epsilon": self.epsilon,
+        }  # fmt: skip
+
     def check(self) -> None:
         """Raise ModelError unless every sum that the engine makes is exact."""
         for name, value, limit in (
