@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from gpt2s import CONFIG, CONFIG_JSON, SPEC, arrays, network, safetensors, save, segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,10 +26,7 @@ from vqcomp.runtime.token_ops import root
 from vqcomp.runtime.token_tables import GELU_STEP, POWER_BITS, POWER_STEP, gelu, powers
 from vqcomp.runtime.token_weights import WEIGHT_TOP, Load, find_weights, open_weights, quantise, read_config
 from vqcomp.runtime.token_windows import TokenWindows
-from vqcomp.training.gpt2 import GPT2
 
-SPEC = TokenSpec(3, 4, (70,))
-CONFIG = TokenConfig(layers=2, heads=4, dim=64, positions=6 * 13, vocabulary=71, hidden=256)
 BEST = Precision()
 PRECISIONS = [Precision(w, a) for w in (1, 2) for a in (1, 2)]
 BACKENDS = {
@@ -39,21 +37,6 @@ BACKENDS = {
     "torch float64": lambda: TorchOps("cpu", "float64"),
     "torch int8": lambda: TorchOps("cpu", "int8"),
 }
-
-
-def network(config=CONFIG, spread=0.15):
-    """A float network whose logits spread by about two bits, as a trained one's do."""
-    random = torch.Generator().manual_seed(0)
-    model = GPT2(config).eval()
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            center = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
-            weights.copy_(center + spread * torch.randn(weights.shape, generator=random))
-    return model
-
-
-def arrays(model):
-    return {name: x.numpy() for name, x in model.state_dict().items()}
 
 
 MODEL = network()
@@ -96,14 +79,6 @@ def float_logits(model, ids):
     """In 1/64 bit, of the ids that are predicted."""
     with torch.no_grad():
         return model(torch.from_numpy(ids))[..., : model.config.bos].double().numpy() * 64 / math.log(2)
-
-
-def segment(frames, seed=0):
-    """Every frame is nearly the one before."""
-    random = np.random.RandomState(seed)
-    tokens = np.repeat(random.randint(0, 70, (1, 12, 1)), frames, 0)
-    change = random.rand(*tokens.shape) < 0.1
-    return np.where(change, random.randint(0, 70, tokens.shape), tokens).astype(np.int32)
 
 
 # ---- exactness
@@ -357,24 +332,6 @@ def test_other_tokens_than_the_networks_are_refused():
 
 
 # ---- checkpoints
-
-CONFIG_JSON = {"n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 78, "vocab_size": 71, "n_inner": None}
-
-
-def save(folder: Path, tensors, config=CONFIG_JSON):
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.save(tensors, folder / "pytorch_model.bin")
-
-
-def safetensors(tensors, dtype="F32", code=lambda x: x.astype("<f4").tobytes()):
-    """A file of them, written from its description."""
-    header, data = {"__metadata__": {"format": "pt"}}, b""
-    for name, x in tensors.items():
-        piece = code(x)
-        header[name] = {"dtype": dtype, "shape": x.shape, "data_offsets": [len(data), len(data) + len(piece)]}
-        data += piece
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
 
 
 def test_defaults_are_the_shape_of_gpt2m():
