@@ -1,10 +1,12 @@
-"""A small network of gpt2m's family: bits per token in float and exactly, at each precision, and speed.
+"""A small network of gpt2m's family: bits per token in float, exactly and with learning on top, and speed.
 
-    python benchmarks/gpt2m.py [--minutes M] [--layers N] [--dim D] [--window W] [--frames F] [--folder DIR]
+    vqcomp sample-data drawn --from commavq-nano --segments 16 --frames 1000
+    python benchmarks/gpt2m.py --drawn drawn [--minutes M] [--layers N] [--dim D] [--window W] [--folder DIR]
 
-Trains on the first 900 frames of the example (of synthetic tokens where there is none). Codes the last ones, at most
-300, and the first 100: the network has seen those, so its predictions are sharp, and they show what precision is worth.
-DIR gets the checkpoint; one that is there is measured and not trained again. Uses one thread.
+Trains on frames 0..749 of the example and on segments drawn from a network that has not seen the last 300 frames
+either; frames 750..899 choose the weights; frames 900..1199 are measured. (Synthetic tokens where there is no example.)
+DIR gets the checkpoint; one that is there is measured and not trained again. Uses one thread; minutes and speeds are of
+its processor's time.
 """
 
 from __future__ import annotations
@@ -15,19 +17,23 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from data import example, synthetic
 
-from vqcomp.runtime.exact import make_ops
+from vqcomp.runtime.codec import Codec
+from vqcomp.runtime.exact import NumpyOps, TorchOps, make_ops
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.token_codec import TokenCodec
 from vqcomp.runtime.token_config import Precision, TokenConfig
 from vqcomp.runtime.token_engine import TokenGPT
-from vqcomp.runtime.token_weights import Checkpoint, read_checkpoint
+from vqcomp.runtime.token_mixed import TokenMixedCodec
+from vqcomp.runtime.token_weights import Load, find_weights, open_weights, read_config
+from vqcomp.runtime.token_windows import TokenWindows
 from vqcomp.training.gpt2 import GPT2
 from vqcomp.training.optim import Muon
 
@@ -146,11 +152,11 @@ def float_bits(model: GPT2, frames: np.ndarray, keep: int) -> float:
     return nats / math.log(2) / frames.size
 
 
-def exact_bits(codec: TokenCodec, frames: np.ndarray) -> tuple[float, float]:
+def exact_bits(codec: Codec, frames: np.ndarray) -> tuple[float, float]:
     """(bits per token of the stream, tokens per second of encoding)."""
-    start = time.perf_counter()
+    start = time.process_time()
     (stream,) = codec.encode([[frames[:, :, None]]])
-    return 8 * len(stream) / frames.size, frames.size / (time.perf_counter() - start)
+    return 8 * len(stream) / frames.size, frames.size / (time.process_time() - start)
 
 
 def decoding(codec: TokenCodec, frames: np.ndarray) -> Iterator[tuple[int, float]]:
@@ -158,17 +164,37 @@ def decoding(codec: TokenCodec, frames: np.ndarray) -> Iterator[tuple[int, float
     for batch in (1, 8, 64):
         groups = [[frames[i : i + 2, :, None]] for i in range(batch)]
         streams = codec.encode(groups)
-        start = time.perf_counter()
+        start = time.process_time()
         decoded = codec.decode(streams, [[2]] * batch)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         assert all((a[0] == b[0]).all() for a, b in zip(decoded, groups, strict=True))
         yield batch, 2 * batch * SPEC.positions / seconds
 
 
+class Timed:
+    """Operations that add up the seconds of processing that matrix products take."""
+
+    def __init__(self, ops: NumpyOps | TorchOps) -> None:
+        self._ops, self.seconds = ops, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        made = getattr(self._ops, name)
+        if name not in ("linear", "bmm"):
+            return made
+
+        def timed(*arguments: Any) -> Any:
+            start = time.process_time()
+            result = made(*arguments)
+            self.seconds += time.process_time() - start
+            return result
+
+        return timed
+
+
 def get_checkpoint(
     folder: Path, config: TokenConfig, real: np.ndarray, drawn: Sequence[np.ndarray], minutes: float
-) -> Checkpoint:
-    """The checkpoint in `folder`; trained first if there is none."""
+) -> tuple[TokenConfig, Load]:
+    """The shape and the weights of the checkpoint in `folder`; trained first if there is none."""
     if not (folder / "pytorch_model.bin").exists():
         folder.mkdir(parents=True, exist_ok=True)
         model = train(config, real, drawn, 60 * minutes)
@@ -176,7 +202,8 @@ def get_checkpoint(
                  "n_positions": config.positions, "vocab_size": config.vocabulary}  # fmt: skip
         (folder / "config.json").write_text(json.dumps(shape))
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    return read_checkpoint(folder)
+    config = read_config(folder)
+    return config, open_weights(find_weights(folder), config)
 
 
 def main() -> None:
@@ -205,10 +232,9 @@ def main() -> None:
             if arguments.drawn
             else []
         )
-        checkpoint = get_checkpoint(
+        config, load = get_checkpoint(
             arguments.folder or Path(temporary), config, data[:CHOSEN], drawn, arguments.minutes
         )
-        config, load = checkpoint.config, checkpoint.load
         model = GPT2(config).eval()
         model.load_state_dict({name: torch.from_numpy(load(name)) for name in config.tensor_shapes()})
         print(
@@ -219,25 +245,31 @@ def main() -> None:
         measure(model, load, new, f"last {len(new)} frames, new")
 
 
-def measure(model: GPT2, load: Callable[[str], np.ndarray], frames: np.ndarray, label: str) -> None:
+def measure(model: GPT2, load: Load, frames: np.ndarray, label: str) -> None:
     """Print bits per token and speed on frames (T, S)."""
-    config, ops = model.config, make_ops("cpu", 1)
+    config, ops = model.config, Timed(make_ops("cpu", 1))
     window = config.frames(SPEC)
     print(label)
     for keep in range(window):
         print(f"  float, {keep} frames kept: {float_bits(model, frames, keep):.4f} bits/token", flush=True)
     for precision in (Precision(w, a) for w in (1, 2) for a in (1, 2)):
-        engine = TokenGPT(config, load, ops, precision)
-        bits, speed = exact_bits(TokenCodec(engine, SPEC), frames)
+        windows = TokenWindows(TokenGPT(config, load, ops, precision), SPEC, window // 2)  # type: ignore[arg-type]
+        ops.seconds, start = 0.0, time.process_time()
+        bits, speed = exact_bits(TokenCodec(windows), frames)
+        share = ops.seconds / (time.process_time() - start)
+        mixed, slower = exact_bits(TokenMixedCodec(windows), frames)
         name = f"exact, weights of {7 * precision.weights} bits, activations of {7 * precision.activations + 1}"
         # Tokens that the network does not predict are coded uniformly, and then it does not run.
-        rates = decoding(TokenCodec(engine, SPEC), frames) if bits < SPEC.bits else ()
+        rates = decoding(TokenCodec(windows), frames) if bits < SPEC.bits else ()
         speeds = ", ".join(f"{rate:,.0f} ({batch})" for batch, rate in rates)
         print(
-            f"  {name}: {bits:.4f} bits/token; tokens/s: encoding {speed:,.0f}, decoding {speeds or None}", flush=True
+            f"  {name}: {bits:.4f} bits/token, with learning {mixed:.4f}; tokens/s: encoding {speed:,.0f} "
+            f"({100 * share:.0f} % of it products), with learning {slower:,.0f}, decoding {speeds or None}",
+            flush=True,
         )
     for keep in range(window):
-        bits, speed = exact_bits(TokenCodec(engine, SPEC, keep), frames)
+        windows = TokenWindows(windows.engine, SPEC, keep)
+        bits, speed = exact_bits(TokenCodec(windows), frames)
         print(f"  {name}, {keep} frames kept: {bits:.4f} bits/token, encoding {speed:,.0f} tokens/s", flush=True)
 
 
