@@ -22,13 +22,14 @@ import vqcomp
 from vqcomp.api import imagine as imagine_tokens
 from vqcomp.cli import run
 from vqcomp.cluster.codec import ClusterCodec
-from vqcomp.model_files import TokenOptions, find_external
+from vqcomp.external_models import TokenOptions, find_external
 from vqcomp.runtime import layout, token_memory
 from vqcomp.runtime.codec import lockstep
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.errors import DamageError, FormatError, InputError, ModelError, PlatformError
 from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.kinds import KINDS, make_codec
+from vqcomp.runtime.mixing import TreeMixer
 from vqcomp.runtime.token_config import Precision
 from vqcomp.runtime.token_engine import TokenGPT
 from vqcomp.runtime.token_external import External, parse_external
@@ -395,8 +396,10 @@ def test_other_arithmetic_than_the_archives_is_refused(checkpoint):
         make_codec(SPEC, wrong, compute=compute)
 
 
-def test_a_cluster_is_refused(checkpoint):
+def test_a_cluster_is_refused(checkpoint, data, tmp_path):
     model, _ = model_of(checkpoint)
+    with pytest.raises(InputError, match="leave --cluster out"):
+        vqcomp.compress(data, tmp_path / "out.zip", model=checkpoint, cluster="local")
     with pytest.raises(InputError, match="leave --cluster out"):
         ClusterCodec(None, None, SPEC, model, False)
 
@@ -446,8 +449,6 @@ def test_any_description_is_read_or_refused(name, value):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_description_that_lacks_something_is_refused(name):
-    if name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner", "layer_norm_epsilon"):
-        pytest.skip("as in config.json, what is left out is as gpt2m has it")
     with pytest.raises(ModelError, match="external network"):
         parse_external(json.dumps({key: x for key, x in TABLE.items() if key != name}).encode())
 
@@ -520,6 +521,27 @@ def test_the_stream_is_as_the_format_has_it(checkpoint, data):
             (int(group[i][t, s, 0]) >> (6 - level)) & 1 for s in range(12) for level in range(7) for i in order[t]
         ]
         np.testing.assert_array_equal(found, expected)
+
+
+def test_places_are_predicted_one_by_one_as_in_their_frame():
+    random = np.random.RandomState(0)
+    mixer = TreeMixer(SPEC, 0, 3, random.randint(-90, 90, (70, 64)))
+    tokens = random.randint(0, 70, (1, 3, 12)).repeat(5, 0)
+    tokens[:, :, ::3] = random.randint(0, 70, tokens[:, :, ::3].shape)
+    level = np.arange(7)[:, None]
+    for t, frame in enumerate(tokens):
+        frame = frame[: 3 if t < 3 else 2]  # one of the segments ends
+        given = random.randint(1, 1 << 18, (*frame.shape, 70)).astype(np.float32)
+        mixer.begin(np.zeros((*frame.shape, 0), np.int64))
+        node = ((1 << level) | (frame.reshape(-1) >> (7 - level))).reshape(7, *frame.shape)
+        found = np.empty(node.shape)
+        for s in range(12):
+            place = mixer.of_place(s, given[:, s])
+            for row in range(7):
+                found[row, :, s] = place.predict(row, node[row : row + 1, :, s])[0]
+        mixer.hear(given.reshape(-1, 70))
+        np.testing.assert_array_equal(mixer.predict(0, node.reshape(7, -1)), found.reshape(7, -1))
+        mixer.update((frame.reshape(-1) >> (6 - level)) & 1, frame)
 
 
 # ---- imagining

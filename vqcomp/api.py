@@ -26,7 +26,8 @@ from .data.segments import Grid, SegmentSource
 from .data.sources import Data, Found, label, places
 from .data.specs import COMMAVQ, find_specs
 from .encoding import GroupCoding, about_run, choose_once, kept_journal, verify_written, write
-from .model_files import ModelFile, TokenOptions, find_external, find_model, find_models, is_external
+from .external_models import TokenOptions, find_external, is_external
+from .model_files import ModelFile, find_model, find_models
 from .runtime.adapt import GROUP_LIMIT
 from .runtime.compute import Compute
 from .runtime.disk import replacing
@@ -120,9 +121,9 @@ def compress(
         with torch_ready():  # found missing before the work
             pass
     require_writable(out, "a zip", force=force)
-    external = is_external(model)
-    if token_options and not external:
-        raise InputError("precision and kept frames are of an external network: --model DIR or hf://OWNER/NAME")
+    external = is_external(model, token_options)
+    if external and cluster:
+        raise InputError("--cluster: an external network codes on this machine alone; leave --cluster out")
     models = [] if external else find_models(model)
     found = find_segments(data, grid, compute=compute, skip_bad=skip_bad, keep_all=keep_all, hint=SKIP_HINT)
     wanted_model: str | os.PathLike[str] | ModelFile = model
@@ -379,9 +380,7 @@ def imagine(
     """
     compute, progress, sampling = (compute or Compute()).checked(), progress or Progress(), sampling or Sampling()
     paths = generated.outputs(Path(out), samples, force=force, folders=layout == "1x")
-    external = is_external(model)
-    if token_options and not external:
-        raise InputError("precision and kept frames are of an external network: --model DIR or hf://OWNER/NAME")
+    external = is_external(model, token_options)
     given = find_model(model, "--model") if os.fspath(model) not in ("auto", "none") and not external else None
     if external:  # the segment may lie in an archive that names this network
         compute = compute._replace(model=os.fspath(model))

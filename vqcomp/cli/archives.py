@@ -19,7 +19,7 @@ from ..archive.reader import Archive
 from ..archive.summary import Summary, summarize
 from ..choice import LEVEL, LEVELS
 from ..data.segments import Grid
-from ..model_files import TokenOptions
+from ..external_models import TokenOptions
 from ..runtime import layout
 from ..runtime.adapt import GROUP_LIMIT
 from ..runtime.compute import Compute

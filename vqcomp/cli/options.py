@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..data.segments import Grid
-from ..model_files import TokenOptions
+from ..external_models import TokenOptions
 from ..runtime.compute import Compute
 
 Function = Callable[..., Any]

@@ -8,7 +8,7 @@ import click
 
 from .. import api
 from ..data.segments import Grid
-from ..model_files import TokenOptions
+from ..external_models import TokenOptions
 from ..runtime.compute import Compute
 from ..world.sampling import Sampling
 from .options import compute_options, options, token_options

@@ -88,7 +88,7 @@ def parse_external(data: bytes) -> External:
                 raise ModelError(f"external network: {name}: expected {pattern}, found {_shown(table[name])}")
         weights, activations = PART_BITS
         precision = Precision(weights.index(table["weight_bits"]) + 1, activations.index(table["activation_bits"]) + 1)
-        config = TokenConfig.from_dict(table)
+        config = TokenConfig.from_dict({name: table[name] for name in TokenConfig().to_dict()})
         spec = TokenSpec(table["height"], table["width"], (config.bos,))
         return External(
             table["file"], table["source"], table["bytes"], table["sha256"], config, spec, precision, table["keep"],
@@ -164,9 +164,10 @@ def find(external: External, place: str | None) -> Path:
     variable = os.environ.get(VARIABLE)
     for where in (place, _beside(), variable):
         if where:
-            for path in (Path(where) / external.file, Path(where), *Path(where).glob(f"*/{external.file}")):
-                if path.is_file():
-                    return path
+            inside = sorted(Path(where).glob(f"*/{external.file}"))
+            found = [path for path in (Path(where) / external.file, Path(where), *inside) if path.is_file()]
+            if found:
+                return next((path for path in found if path.stat().st_size == external.size), found[0])
     what = f"{external.file}, {external.size:,} bytes, sha256 {external.sha256}"
     tried = ""
     if place or variable:
