@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gpt2s import CONFIG, CONFIG_JSON, SPEC, arrays, network, safetensors, save
 from hubserver import COMMIT, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_gpt2 import Reference, decode
 
 import vqcomp
 from vqcomp.api import imagine as imagine_tokens
@@ -30,9 +32,12 @@ from vqcomp.runtime.errors import DamageError, FormatError, InputError, ModelErr
 from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.kinds import KINDS, make_codec
 from vqcomp.runtime.mixing import TreeMixer
-from vqcomp.runtime.token_config import Precision
+from vqcomp.runtime.spec import TokenSpec
+from vqcomp.runtime.token_codec import TokenCodec
+from vqcomp.runtime.token_config import Precision, TokenConfig
 from vqcomp.runtime.token_engine import TokenGPT
-from vqcomp.runtime.token_external import External, parse_external
+from vqcomp.runtime.token_external import External, parse_external, self_test
+from vqcomp.runtime.token_mixed import TokenMixedCodec
 from vqcomp.runtime.token_windows import TokenWindows
 from vqcomp.world.imagine import TokenImaginer
 from vqcomp.world.sampling import Sampling
@@ -675,3 +680,64 @@ def test_a_repository_without_config_has_gpt2ms_shape(command, server, data, tmp
     done = command("one", "compress", data, tmp_path / "out.zip", "--model", f"hf://{HUB}")
     assert done.returncode == 1
     assert "expected the shape (1025, 1024), found (71, 64)" in done.stderr
+
+
+# ---- FORMAT.md, section 11
+
+TINY = TokenConfig(layers=2, heads=2, dim=16, positions=3 * 7 + 2, vocabulary=41, hidden=20)
+TINY_SPEC = TokenSpec(2, 3, (40,))
+
+
+def tiny(precision, hidden=20, **replaced):
+    """(a description, tensors), as a writer would have them."""
+    config = replace(TINY, hidden=hidden)
+    tensors = {**arrays(network(config, 0.3)), **replaced}
+    external = External("model.safetensors", "", 9, "0" * 64, config, TINY_SPEC, precision, 1, 0)
+    check = self_test(TokenGPT(config, tensors.__getitem__, make_ops("numpy"), precision))
+    return external._replace(check=check), tensors
+
+
+@pytest.mark.parametrize("precision", [Precision(w, a) for w in (1, 2) for a in (1, 2)], ids=str)
+def test_the_network_is_as_the_format_has_it(precision):
+    external, tensors = tiny(precision)
+    reference = Reference(json.loads(external.to_bytes()), tensors)
+    engine = TokenGPT(external.config, tensors.__getitem__, make_ops("numpy"), precision)
+    ids = np.random.RandomState(0).randint(0, 41, (1, 20))
+    logits = engine.logits(engine.forward(engine.start(1), ids))
+    assert logits.std() > 64
+    np.testing.assert_array_equal(reference.logits(ids[0].tolist()), logits)
+    assert reference.self_test() == external.check
+
+
+def test_wide_sums_and_large_and_tiny_weights_are_as_the_format_has_them():
+    random = np.random.RandomState(1)
+    external, tensors = tiny(
+        Precision(), 4100,
+        **{"transformer.h.0.mlp.c_proj.weight": random.choice([0.01, -0.01, 0.009], (4100, 16)).astype(np.float32),
+           "transformer.h.0.mlp.c_fc.weight": np.zeros((16, 4100), np.float32),
+           "transformer.h.0.mlp.c_fc.bias": np.full(4100, 3.0, np.float32),
+           "transformer.h.1.mlp.c_fc.weight": np.full((16, 4100), 1e-42, np.float32),
+           "transformer.h.1.attn.c_proj.bias": np.full(16, 1e9, np.float32)},
+    )  # fmt: skip
+    reference = Reference(json.loads(external.to_bytes()), tensors)
+    engine = TokenGPT(external.config, tensors.__getitem__, make_ops("cpu"))
+    ids = random.randint(0, 41, (1, 4))
+    logits = engine.ops.host(engine.logits(engine.forward(engine.start(1), ids)))
+    np.testing.assert_array_equal(reference.logits(ids[0].tolist()), logits)
+
+
+@KIND
+def test_streams_are_read_by_a_decoder_that_was_written_from_the_format(adapt):
+    external, tensors = tiny(Precision())
+    windows = TokenWindows(TokenGPT(TINY, tensors.__getitem__, make_ops("numpy")), TINY_SPEC, 1)
+    drawn = TokenImaginer(windows).imagine(np.zeros((0, 6, 1), np.int32), 5, 2, Sampling(), 8, lambda n: None)
+    lengths, group = [3, 5], [drawn[0, :3], drawn[1]]
+    reference = Reference(json.loads(external.to_bytes()), tensors)
+    if adapt:
+        (stream,) = TokenMixedCodec(windows).encode([group])
+        found = decode(reference, "token-mixed", stream, lengths)
+    else:
+        streams = TokenCodec(windows).encode([[segment] for segment in group])
+        found = [decode(reference, "token", s, [n])[0] for s, n in zip(streams, lengths, strict=True)]
+    for a, b in zip(found, group, strict=True):
+        np.testing.assert_array_equal(a, b[:, :, 0])

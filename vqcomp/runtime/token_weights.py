@@ -166,8 +166,9 @@ def quantise(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
     top = WEIGHT_TOP[parts]
     assert top is not None
     largest = np.abs(matrix).max(1)
-    factor = np.float32(top) / np.where(largest > 0, largest, np.float32(1))
     # A row of denormal numbers would give an infinite factor; such weights are as good as none.
+    with np.errstate(over="ignore"):
+        factor = np.float32(top) / np.where(largest > 0, largest, np.float32(1))
     factor = np.where(np.isfinite(factor), factor, np.float32(0))
     codes = np.clip(np.rint(matrix * factor[:, None]), -top, top).astype(np.int16)
     if parts == 1:
