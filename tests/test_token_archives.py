@@ -25,7 +25,7 @@ from vqcomp.api import imagine as imagine_tokens
 from vqcomp.cli import run
 from vqcomp.cluster.codec import ClusterCodec
 from vqcomp.external_models import TokenOptions, find_external
-from vqcomp.runtime import layout, token_memory
+from vqcomp.runtime import layout, token_external, token_memory
 from vqcomp.runtime.codec import lockstep
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.errors import DamageError, FormatError, InputError, ModelError, PlatformError
@@ -349,7 +349,8 @@ def test_without_memory_it_is_said_how_much_is_needed_before_anything_is_loaded(
     checkpoint, data, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(token_memory, "available_bytes", lambda ops: 1 << 20)
-    monkeypatch.setattr("vqcomp.runtime.token_external._loaded", None)
+    monkeypatch.setattr("vqcomp.runtime.token_external.open_weights", None)
+    token_external._loaded.cache_clear()
     with pytest.raises(InputError, match=r"the network needs \d+\.\d MB of memory on .* 1\.0 MB are available"):
         vqcomp.compress(data, tmp_path / "out.zip", model=checkpoint)
 
@@ -376,6 +377,15 @@ def test_little_memory_computes_fewer_segments_side_by_side_and_changes_no_byte(
     monkeypatch.setattr(token_memory, "available_bytes", lambda ops: work + each // 2)
     with pytest.raises(InputError, match=r"a segment needs .* MB of memory"):
         vqcomp.decompress(archives[False], tmp_path / "out", compute=Compute(model=str(checkpoint)))
+
+
+def test_a_network_that_is_loaded_needs_no_room_to_be_loaded_again(checkpoint, data, tmp_path, monkeypatch):
+    token_external._loaded.cache_clear()
+    everything = token_memory.weights_bytes(CONFIG, Precision()) + token_memory.work_bytes(CONFIG, Precision())
+    everything += token_memory.segment_bytes(CONFIG, Precision(), 78)
+    left = [everything]
+    monkeypatch.setattr(token_memory, "available_bytes", lambda ops: left.pop() if left else everything - 1)
+    vqcomp.compress(data, tmp_path / "out.zip", model=checkpoint, adapt=False)
 
 
 def test_reckoned_memory_is_about_what_arrays_take():

@@ -119,23 +119,23 @@ def load_windows(spec: TokenSpec, model: bytes, compute: Compute) -> TokenWindow
     return windows
 
 
-@lru_cache(maxsize=1)
-def _loaded(
-    path: Path, sha256: str, config: TokenConfig, precision: Precision, device: str, threads: int | None
-) -> TokenGPT:
-    if hash_of(path) != sha256:
-        raise ModelError(
-            f"{path}: expected the network with the sha256 {sha256}, found another file: fetch the right one"
-        )
-    return TokenGPT(config, open_weights(path, config), make_ops(device, threads), precision)
-
-
 def load_engine(path: Path, external: External, device: str, threads: int | None) -> TokenGPT:
-    """The engine of a file, whose hash is checked; the last one that was loaded is kept at hand."""
-    config, spec = external.config, external.spec
-    ids = config.frames(spec) * (spec.positions + 1)
-    require_memory(config, external.precision, ids, make_ops(device, threads))
-    return _loaded(path, external.sha256, config, external.precision, device, threads)
+    """The engine of a file. Raises InputError where there is no memory for it, ModelError for a file of another hash.
+
+    The last one that was loaded is kept at hand: an archive is written, then read to check it.
+    """
+    return _loaded(path, external._replace(source="", keep=0, check=0), device, threads)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: Path, external: External, device: str, threads: int | None) -> TokenGPT:
+    config, spec, ops = external.config, external.spec, make_ops(device, threads)
+    require_memory(config, external.precision, config.frames(spec) * (spec.positions + 1), ops)
+    if hash_of(path) != external.sha256:
+        raise ModelError(
+            f"{path}: expected the network with the sha256 {external.sha256}, found another file: fetch the right one"
+        )
+    return TokenGPT(config, open_weights(path, config), ops, external.precision)
 
 
 def self_test(engine: TokenGPT) -> int:
