@@ -22,6 +22,7 @@ from reference_gpt2 import Reference, decode
 
 import vqcomp
 from vqcomp.api import imagine as imagine_tokens
+from vqcomp.archive.writer import Writer
 from vqcomp.cli import run
 from vqcomp.cluster.codec import ClusterCodec
 from vqcomp.external_models import TokenOptions, find_external
@@ -167,6 +168,24 @@ def test_an_archive_is_data_too(adapt, archives, checkpoint, data, tmp_path, mon
     assert (tmp_path / "again.zip").read_bytes() == archives[adapt].read_bytes()
     with vqcomp.open(archives[adapt]) as archive:
         np.testing.assert_array_equal(archive["1.npy"], loaded(data)["1.npy"])
+
+
+def test_a_run_that_broke_off_goes_on_to_the_same_bytes(archives, checkpoint, data, tmp_path):
+    options = {"model": checkpoint, "adapt": False, "compute": Compute(batch_size=1)}
+    with pytest.MonkeyPatch.context() as patch:
+        add = Writer.add
+        patch.setattr(Writer, "add", lambda self, *a: add(self, *a) if not self.groups else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            vqcomp.compress(data, tmp_path / "out.zip", **options)
+    lines: list[str] = []
+    vqcomp.compress(data, tmp_path / "out.zip", resume=True, report=lines.append, **options)
+    assert "as chosen before" in str(lines)
+    assert (tmp_path / "out.zip").read_bytes() == archives[False].read_bytes()
+    with pytest.raises(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "add", lambda self, *a: 1 / 0)
+        vqcomp.compress(data, tmp_path / "more.zip", **options)
+    with pytest.raises(InputError, match="was begun with other input, model or options"):
+        vqcomp.compress(data, tmp_path / "more.zip", resume=True, token_options=TokenOptions(keep_frames=1), **options)
 
 
 def test_tokens_of_another_grid_are_coded_without_the_network(checkpoint, data, tmp_path):
