@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -407,14 +408,20 @@ def test_a_network_that_is_loaded_needs_no_room_to_be_loaded_again(checkpoint, d
     vqcomp.compress(data, tmp_path / "out.zip", model=checkpoint, adapt=False)
 
 
-def test_reckoned_memory_is_about_what_arrays_take():
+def test_reckoned_memory_is_about_what_is_taken():
     engine = TokenGPT(CONFIG, ARRAYS.__getitem__, make_ops("numpy"))
     state = engine.start(5, 78)
     kept = sum(x.nbytes for pair in state.keys + state.values for x in pair)
     assert kept == 5 * token_memory.segment_bytes(CONFIG, Precision(), 78)
-    matrices = [m for layer in engine.layers for m in layer if not isinstance(m, tuple)] + [engine.head]
-    weights = sum(w.nbytes for m in matrices for _, w in m.products) + engine.tokens.nbytes + engine.places.nbytes
-    assert weights <= token_memory.weights_bytes(CONFIG, Precision()) < 3 * weights
+    wide = replace(CONFIG, dim=256, hidden=1024)
+    tensors = arrays(network(wide))
+    tracemalloc.start()
+    try:
+        TokenGPT(wide, tensors.__getitem__, make_ops("numpy"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.1 * token_memory.weights_bytes(wide, Precision()) < 2 * peak
 
 
 def test_a_reader_that_does_not_know_the_kind_says_so(archives, monkeypatch):
