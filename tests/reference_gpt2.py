@@ -175,8 +175,9 @@ class Reference:
     def embeddings(self) -> list[list[int]]:
         """c, and a row for no token."""
         e = within(np.rint(self.w["transformer.wte.weight"] * F(4096)), 2**23 - 1)[: self.size]
-        c = np.rint(e * (F(127) / max(np.abs(e).max(), F(1)))).astype(int)
-        return [[int(x) for x in row] for row in c] + [[0] * c.shape[1]]
+        s = [[sum(int(x) for x in row[d::64]) for d in range(min(len(row), 64))] for row in e]
+        factor = 127 / max(1, *(abs(x) for row in s for x in row))
+        return [[round(x * factor) for x in row] for row in s] + [[0] * len(s[0])]
 
 
 def decode(reference: Reference, codec: str, stream: bytes, lengths: list[int]) -> list[list[list[int]]]:

@@ -724,9 +724,9 @@ TINY = TokenConfig(layers=2, heads=2, dim=16, positions=3 * 7 + 2, vocabulary=41
 TINY_SPEC = TokenSpec(2, 3, (40,))
 
 
-def tiny(precision, hidden=20, **replaced):
+def tiny(precision, hidden=20, dim=16, **replaced):
     """(a description, tensors), as a writer would have them."""
-    config = replace(TINY, hidden=hidden)
+    config = replace(TINY, hidden=hidden, dim=dim)
     tensors = {**arrays(network(config, 0.3)), **replaced}
     external = External("model.safetensors", "", 9, "0" * 64, config, TINY_SPEC, precision, 1, 0)
     check = self_test(TokenGPT(config, tensors.__getitem__, make_ops("numpy"), precision))
@@ -762,10 +762,10 @@ def test_wide_sums_and_large_and_tiny_weights_are_as_the_format_has_them():
     np.testing.assert_array_equal(reference.logits(ids[0].tolist()), logits)
 
 
-@KIND
-def test_streams_are_read_by_a_decoder_that_was_written_from_the_format(adapt):
-    external, tensors = tiny(Precision())
-    windows = TokenWindows(TokenGPT(TINY, tensors.__getitem__, make_ops("numpy")), TINY_SPEC, 1)
+@pytest.mark.parametrize(("adapt", "dim"), [(False, 16), (True, 16), (True, 130)])
+def test_streams_are_read_by_a_decoder_that_was_written_from_the_format(adapt, dim):
+    external, tensors = tiny(Precision(), dim=dim)
+    windows = TokenWindows(TokenGPT(external.config, tensors.__getitem__, make_ops("numpy")), TINY_SPEC, 1)
     drawn = TokenImaginer(windows).imagine(np.zeros((0, 6, 1), np.int32), 5, 2, Sampling(), 8, lambda n: None)
     lengths, group = [3, 5], [drawn[0, :3], drawn[1]]
     reference = Reference(json.loads(external.to_bytes()), tensors)

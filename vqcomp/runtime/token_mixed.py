@@ -17,6 +17,7 @@ from .coder import Decoder
 from .compute import Compute
 from .errors import DamageError, InputError
 from .mixing import TreeMixer
+from .online import WIDTH
 from .spec import TokenSpec
 from .tables import weights
 from .token_codec import check_segment
@@ -122,11 +123,13 @@ class TokenMixedCodec(Codec):
         return probability, (tokens >> (mixer.levels - 1 - level)) & 1
 
     def _mixer(self, segments: int) -> TreeMixer:
-        """A new one, whose online network starts from the given one's embeddings of the tokens."""
+        """A new one, whose online network starts from the given one's embeddings, folded to its width."""
         engine, spec = self.windows.engine, self.windows.spec
-        embeddings = engine.ops.host(engine.tokens)[: spec.factors[0]]
-        codes = np.rint(embeddings * (np.float32(CODE_MAX) / max(np.abs(embeddings).max(), np.float32(1))))
-        return TreeMixer(spec, 0, segments, codes)
+        embeddings = engine.ops.host(engine.tokens)[: spec.factors[0]].astype(np.float64)
+        width = min(WIDTH, embeddings.shape[1])
+        embeddings = np.pad(embeddings, ((0, 0), (0, -embeddings.shape[1] % width)))
+        folded = embeddings.reshape(len(embeddings), -1, width).sum(1)
+        return TreeMixer(spec, 0, segments, np.rint(folded * (CODE_MAX / max(np.abs(folded).max(), 1.0))))
 
     def _require_room(self, segments: Sequence[np.ndarray]) -> None:
         """Raise InputError unless memory has room for the segments of a group side by side."""
