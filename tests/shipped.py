@@ -10,12 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from vqcomp.archive import packing
 from vqcomp.archive.packing import bootstrap, roots, runtime_archive
 from vqcomp.runtime import layout
 from vqcomp.runtime.kinds import KINDS
 
 PACKAGE = "vqcomp_runtime"
-EVERYTHING = roots(KINDS.values(), files=True, workers=True)
+EXTERNAL = roots(KINDS.values(), files=True, workers=True)
+"""All modules, those for external networks too."""
+EVERYTHING = frozenset(name for name in EXTERNAL if not name.startswith(packing.EXTERNAL))
+"""All that archives without an external network may need."""
 
 
 def write_decoder(folder: Path, roots: frozenset[str] = EVERYTHING) -> Path:

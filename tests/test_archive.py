@@ -574,7 +574,7 @@ class Plain(Codec):
 
 def test_memory_is_bounded_by_the_batch_not_by_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr("vqcomp.encoding.make_codec", lambda *a, **k: Plain())
-    monkeypatch.setattr("vqcomp.runtime.reader.make_codec", lambda *a, **k: Plain())
+    monkeypatch.setattr("vqcomp.runtime.reader.codec_of", lambda *a, **k: Plain())
     data = tmp_path / "data"
     data.mkdir()
     peaks = []

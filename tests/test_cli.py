@@ -99,7 +99,7 @@ def test_errors_are_json_too_where_json_is_asked_for(zipped, capsys):
 
 
 def test_list_shows_segments_without_decoding(zipped, capsys, monkeypatch):
-    monkeypatch.setattr("vqcomp.runtime.reader.make_codec", None)
+    monkeypatch.setattr("vqcomp.runtime.reader.codec_of", None)
     assert run(["list", "out.zip"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:3] == ["a.npy", "<i2", "2x2x3"]

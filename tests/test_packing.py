@@ -9,11 +9,11 @@ import zlib
 
 import pytest
 from conftest import REPOSITORY
-from shipped import EVERYTHING, PACKAGE, imported, write_decoder
+from shipped import EVERYTHING, EXTERNAL, PACKAGE, imported, write_decoder
 
 from vqcomp.archive import packing
 from vqcomp.archive.packing import bootstrap, roots, runtime_archive, runtime_modules
-from vqcomp.runtime.kinds import ADAPTIVE, MIXED
+from vqcomp.runtime.kinds import ADAPTIVE, MIXED, TOKEN, TOKEN_MIXED
 
 RUNTIME = REPOSITORY / "vqcomp/runtime"
 
@@ -76,11 +76,23 @@ def test_encoders_are_not_shipped():
     )
 
 
-def test_the_runtime_is_bzip2_of_named_texts():
-    text = bz2.decompress(runtime_archive(EVERYTHING)).decode()
+@pytest.mark.parametrize("modules", [EVERYTHING, EXTERNAL], ids=["", "external"])
+def test_the_runtime_is_bzip2_of_named_texts(modules):
+    text = bz2.decompress(runtime_archive(modules)).decode()
     found = dict(module.split("\n", 1) for module in text.split("\0"))
-    assert list(found) == runtime_modules(EVERYTHING)
-    assert found == packing.stripped_modules()
+    assert list(found) == runtime_modules(modules)
+    assert found == packing.stripped_modules(modules == EXTERNAL)
+
+
+def test_modules_for_external_networks_change_nothing_of_other_archives(sources):
+    kept = {path.stem: path.read_text("utf-8") for path in RUNTIME.glob("*.py")}
+    before = runtime_archive(EVERYTHING)
+    kept["token_config"] += (
+        '\n\ndef close():\n    """One more use of some names."""\n    return VERBOSE\n\n\nVERBOSE = EXTRA = 1\n'
+    )
+    sources(**kept)
+    assert runtime_archive(EVERYTHING) == before
+    assert not any(name.startswith("token") for name in runtime_modules(EVERYTHING))
 
 
 def test_the_bootstrap_knows_the_hash_of_its_runtime(sources):
@@ -95,7 +107,9 @@ def test_line_ends_of_a_checkout_do_not_matter(sources):
     assert (runtime_archive(EVERYTHING), bootstrap(b"")) == before
 
 
-@pytest.mark.parametrize(("kind", "limit"), [(ADAPTIVE, 13_000), (MIXED, 20_500)])
+@pytest.mark.parametrize(
+    ("kind", "limit"), [(ADAPTIVE, 13_000), (MIXED, 20_500), (TOKEN, 18_000), (TOKEN_MIXED, 23_500)]
+)
 def test_the_decoder_stays_small(kind, limit):
     runtime = runtime_archive(roots([kind], files=False, workers=False))
     start = len(zlib.compress(bootstrap(runtime), 9)) - 6  # without zlib's header and checksum, as in a zip

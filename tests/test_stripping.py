@@ -417,6 +417,7 @@ from vqcomp.archive import packing
 texts = dict(packing.stripped_modules())
 for need in ("adapt", "gpt", "mixed", "files", "workers"):
     texts[need] = packing.runtime_archive(frozenset({"launch", "main", need})).hex()
+texts["external"] = packing.runtime_archive(frozenset({"launch", "main", "token_mixed"})).hex()
 texts["bootstrap"] = packing.bootstrap(b"").decode()
 print(json.dumps({k: hashlib.sha256(v.encode()).hexdigest() for k, v in texts.items()}, sort_keys=True))
 """

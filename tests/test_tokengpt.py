@@ -6,10 +6,12 @@ import json
 import math
 from decimal import Decimal, localcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from gpt2s import CONFIG, CONFIG_JSON, SPEC, arrays, network, safetensors, save, segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,16 +19,14 @@ from vqcomp.runtime.errors import DamageError, InputError, ModelError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.tables import Tables
-from vqcomp.tokengpt.codec import TokenCodec
-from vqcomp.tokengpt.config import Precision, TokenConfig
-from vqcomp.tokengpt.engine import TokenGPT
-from vqcomp.tokengpt.float import GPT2
-from vqcomp.tokengpt.ops import root
-from vqcomp.tokengpt.tables import GELU_STEP, POWER_BITS, POWER_STEP, gelu, powers
-from vqcomp.tokengpt.weights import WEIGHT_TOP, quantise, read_checkpoint
+from vqcomp.runtime.token_codec import TokenCodec
+from vqcomp.runtime.token_config import Precision, TokenConfig
+from vqcomp.runtime.token_engine import TokenGPT
+from vqcomp.runtime.token_ops import root
+from vqcomp.runtime.token_tables import GELU_STEP, POWER_BITS, POWER_STEP, gelu, powers
+from vqcomp.runtime.token_weights import WEIGHT_TOP, Load, find_weights, open_weights, quantise, read_config
+from vqcomp.runtime.token_windows import TokenWindows
 
-SPEC = TokenSpec(3, 4, (70,))
-CONFIG = TokenConfig(layers=2, heads=4, dim=64, positions=6 * 13, vocabulary=71, hidden=256)
 BEST = Precision()
 PRECISIONS = [Precision(w, a) for w in (1, 2) for a in (1, 2)]
 BACKENDS = {
@@ -39,27 +39,28 @@ BACKENDS = {
 }
 
 
-def network(config=CONFIG, spread=0.15):
-    """A float network whose logits spread by about two bits, as a trained one's do."""
-    random = torch.Generator().manual_seed(0)
-    model = GPT2(config).eval()
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            center = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
-            weights.copy_(center + spread * torch.randn(weights.shape, generator=random))
-    return model
-
-
-def arrays(model):
-    return {name: x.numpy() for name, x in model.state_dict().items()}
-
-
 MODEL = network()
 ARRAYS = arrays(MODEL)
 
 
 def engine(backend="torch float32", precision=BEST, config=CONFIG, tensors=ARRAYS):
     return TokenGPT(config, tensors.__getitem__, BACKENDS[backend](), precision)
+
+
+def codec_of(engine, keep=3, spec=SPEC):
+    return TokenCodec(TokenWindows(engine, spec, keep))
+
+
+class Checkpoint(NamedTuple):
+    config: TokenConfig
+    path: Path
+    load: Load
+
+
+def read_checkpoint(folder):
+    """A folder's, all of it."""
+    config, path = read_config(folder), find_weights(folder)
+    return Checkpoint(config, path, open_weights(path, config))
 
 
 def some_ids(batch, length, config=CONFIG, seed=0):
@@ -78,14 +79,6 @@ def float_logits(model, ids):
     """In 1/64 bit, of the ids that are predicted."""
     with torch.no_grad():
         return model(torch.from_numpy(ids))[..., : model.config.bos].double().numpy() * 64 / math.log(2)
-
-
-def segment(frames, seed=0):
-    """Every frame is nearly the one before."""
-    random = np.random.RandomState(seed)
-    tokens = np.repeat(random.randint(0, 70, (1, 12, 1)), frames, 0)
-    change = random.rand(*tokens.shape) < 0.1
-    return np.where(change, random.randint(0, 70, tokens.shape), tokens).astype(np.int32)
 
 
 # ---- exactness
@@ -119,7 +112,7 @@ def test_a_segment_is_predicted_alike_alone_and_beside_others():
 def test_scores_in_small_pieces_give_the_same_logits(monkeypatch):
     ids, network = some_ids(3, 30), engine()
     whole = logits(network, ids)
-    monkeypatch.setattr("vqcomp.tokengpt.engine.SCORES", 1)
+    monkeypatch.setattr("vqcomp.runtime.token_engine.SCORES", 1)
     np.testing.assert_array_equal(logits(network, ids), whole)
 
 
@@ -249,7 +242,7 @@ def test_a_checkpoint_that_transformers_saved_is_read(tmp_path):
 @pytest.mark.parametrize("keep", range(6))
 def test_streams_decode_to_what_was_encoded(keep):
     groups = [[segment(n, n)] for n in (14, 1, 6, 7, 14)]
-    codec = TokenCodec(engine(), SPEC, keep)
+    codec = codec_of(engine(), keep)
     told = []
     streams = codec.encode(groups, told.append)
     decoded = codec.decode(streams, [[len(s)] for (s,) in groups], told.append)
@@ -260,7 +253,7 @@ def test_streams_decode_to_what_was_encoded(keep):
 
 def modelled_stream(codec, tokens, monkeypatch):
     """The stream by the network, even where another way would be shorter."""
-    monkeypatch.setattr("vqcomp.tokengpt.codec.encode_uniform", lambda *_: bytes(1 << 20))
+    monkeypatch.setattr("vqcomp.runtime.token_codec.encode_uniform", lambda *_: bytes(1 << 20))
     return codec.encode(tokens)
 
 
@@ -268,8 +261,8 @@ def modelled_stream(codec, tokens, monkeypatch):
 @pytest.mark.parametrize("reader", ["numpy float32", "torch int8", "torch float32"])
 def test_a_backend_reads_what_another_predicted(keep, reader, monkeypatch):
     groups = [[segment(n, n)] for n in (14, 1, 6, 9)]
-    streams = modelled_stream(TokenCodec(engine("torch float32"), SPEC, keep), groups, monkeypatch)
-    other = TokenCodec(engine(reader), SPEC, keep)
+    streams = modelled_stream(codec_of(engine("torch float32"), keep), groups, monkeypatch)
+    other = codec_of(engine(reader), keep)
     assert other.encode(groups) == streams
     assert [other.encode([group])[0] for group in groups] == streams
     decoded = other.decode(streams, [[len(s)] for (s,) in groups])
@@ -279,15 +272,15 @@ def test_a_backend_reads_what_another_predicted(keep, reader, monkeypatch):
 
 def test_the_number_of_rows_in_a_call_does_not_change_streams(monkeypatch):
     groups = [[segment(n, n)] for n in (14, 9)]
-    codec = TokenCodec(engine(), SPEC, 2)
+    codec = codec_of(engine(), 2)
     streams = modelled_stream(codec, groups, monkeypatch)
-    monkeypatch.setattr("vqcomp.tokengpt.codec.ROWS", 1)
+    monkeypatch.setattr("vqcomp.runtime.token_windows.ROWS", 1)
     assert codec.encode(groups) == streams
 
 
 def test_frames_before_the_window_do_not_matter(monkeypatch):
     """With 2 of 6 frames kept, frame 6 is predicted from frames 4 and 5, and frame 5 from all before."""
-    codec, tokens = TokenCodec(engine(), SPEC, 2), segment(7)
+    codec, tokens = codec_of(engine(), 2), segment(7)
     changed = tokens.copy()
     changed[3] = (changed[3] + 1) % 70
     costs = {}
@@ -308,7 +301,7 @@ def test_frames_before_the_window_do_not_matter(monkeypatch):
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=64).map(lambda b: b[: len(b) // 4 * 4]))
 def test_any_stream_is_refused_or_gives_ids_in_range(data):
-    codec = TokenCodec(engine(), SPEC)
+    codec = codec_of(engine())
     try:
         ((found,),) = codec.decode([data], [[2]])
     except DamageError:
@@ -322,7 +315,7 @@ def test_ids_that_the_network_does_not_predict_are_refused(bad):
     tokens = segment(2)
     tokens[1, 3] = bad
     with pytest.raises(InputError, match=rf"expected ids in 0\.\.69, found {bad}"):
-        TokenCodec(engine(), SPEC).encode([[tokens]])
+        codec_of(engine()).encode([[tokens]])
 
 
 def test_other_tokens_than_the_networks_are_refused():
@@ -332,31 +325,13 @@ def test_other_tokens_than_the_networks_are_refused():
         (TokenSpec(8, 16, (70,)), "the network sees 78 ids; a frame of 8x16 tokens has 129"),
     ):
         with pytest.raises(ModelError, match=message):
-            TokenCodec(engine(), spec)
+            codec_of(engine(), spec=spec)
     for keep in (-1, 6):
         with pytest.raises(InputError, match="expected 0 to 5"):
-            TokenCodec(engine(), SPEC, keep)
+            codec_of(engine(), keep)
 
 
 # ---- checkpoints
-
-CONFIG_JSON = {"n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 78, "vocab_size": 71, "n_inner": None}
-
-
-def save(folder: Path, tensors, config=CONFIG_JSON):
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.save(tensors, folder / "pytorch_model.bin")
-
-
-def safetensors(tensors, dtype="F32", code=lambda x: x.astype("<f4").tobytes()):
-    """A file of them, written from its description."""
-    header, data = {"__metadata__": {"format": "pt"}}, b""
-    for name, x in tensors.items():
-        piece = code(x)
-        header[name] = {"dtype": dtype, "shape": x.shape, "data_offsets": [len(data), len(data) + len(piece)]}
-        data += piece
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
 
 
 def test_defaults_are_the_shape_of_gpt2m():

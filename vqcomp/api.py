@@ -26,7 +26,8 @@ from .data.segments import Grid, SegmentSource
 from .data.sources import Data, Found, label, places
 from .data.specs import COMMAVQ, find_specs
 from .encoding import GroupCoding, about_run, choose_once, kept_journal, verify_written, write
-from .model_files import find_model, find_models
+from .external_models import TokenOptions, find_external, is_external
+from .model_files import ModelFile, find_model, find_models
 from .runtime.adapt import GROUP_LIMIT
 from .runtime.compute import Compute
 from .runtime.disk import replacing
@@ -77,6 +78,7 @@ def compress(
     keep_all: bool = False,
     resume: bool = False,
     cluster: str | None = None,
+    token_options: TokenOptions | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
@@ -89,7 +91,9 @@ def compress(
     cannot be used.
     keep_all keeps byte for byte what holds no tokens: other files, and other members of shards.
     model: "auto" (whatever makes the zip smallest), "none" (a model that learns as it codes), the name of a shipped
-    model, or the path of a .vqm file; segments that it does not fit are coded as with "none".
+    model, or the path of a .vqm file; segments that it does not fit are coded as with "none". A folder with a network
+    of the GPT-2 family, or hf://OWNER/NAME, is an external network: the zip names it and does not carry it, and whoever
+    decodes needs the same file. token_options are for such a network.
     train: with "auto", seconds in which a network is trained on these very data; it is one more to choose from.
     adapt: whether to learn while coding on top of a model, too; smaller, but slower than the model alone.
     level: from 1, fast, to 9, small: what "auto" weighs, and how many segments learn together; see choice.LEVELS.
@@ -117,8 +121,16 @@ def compress(
         with torch_ready():  # found missing before the work
             pass
     require_writable(out, "a zip", force=force)
-    models = find_models(model)
+    external = is_external(model, token_options)
+    if external and cluster:
+        raise InputError("--cluster: an external network codes on this machine alone; leave --cluster out")
+    models = [] if external else find_models(model)
     found = find_segments(data, grid, compute=compute, skip_bad=skip_bad, keep_all=keep_all, hint=SKIP_HINT)
+    wanted_model: str | os.PathLike[str] | ModelFile = model
+    if external:
+        grids = dict.fromkeys(segment.grid for segment in found.segments)
+        wanted_model, weights = find_external(model, grids, token_options or TokenOptions(), compute)
+        models, compute = [wanted_model], compute._replace(model=str(weights))
     sources = {s.source for s in found.segments if isinstance(s.source, Path)} | {f.path for f in found.files}
     if out.exists() and any(out.samefile(source) for source in sources):
         raise InputError(f"{out}: the output would replace the input; choose another name")
@@ -138,7 +150,7 @@ def compress(
             # A cluster's devices are not those of this machine.
             here = compute._replace(device="auto") if spread else compute
             chooser = Chooser(by_spec, adapt, group_size, here, progress, report)
-            chosen = choose_once(chooser, model, level, train, out.parent, journal)
+            chosen = choose_once(chooser, wanted_model, level, train, out.parent, journal)
             coding = GroupCoding(chosen, adapt, group_size, decoder)
             with appearing(out) as temporary:
                 ready = chooser.ready(chosen)
@@ -351,6 +363,7 @@ def imagine(
     layout: str = "npy",
     grid: Grid | None = None,
     force: bool = False,
+    token_options: TokenOptions | None = None,
     compute: Compute | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
@@ -362,14 +375,18 @@ def imagine(
     layout: "npy" writes (prompt + frames, H, W) in the segment's dtype; "1x" reads one of 1X's folders and writes one
     that their visualize.py reads: 8 true frames, 8 imagined, 8 true ones instead, every 15th. Several samples are
     written to out-0, out-1, ..., before the suffix if there is one.
-    model: "auto" (the archive's own network, or the largest shipped one for these tokens), "none", a name or a path.
+    model: "auto" (the archive's own network, or the largest shipped one for these tokens), "none", a name or a path;
+    or an external network, which draws token by token (a folder, or hf://OWNER/NAME), with its token_options.
     learn: draw with what learns while it codes, too, after it has learned from the prompt; with "none", by it alone.
     sampling, steps, order: see Sampling and NetworkImaginer. Raises InputError, ModelError, DamageError,
     PlatformError, DependencyError.
     """
     compute, progress, sampling = (compute or Compute()).checked(), progress or Progress(), sampling or Sampling()
     paths = generated.outputs(Path(out), samples, force=force, folders=layout == "1x")
-    given = find_model(model, "--model") if os.fspath(model) not in ("auto", "none") else None
+    external = is_external(model, token_options)
+    given = find_model(model, "--model") if os.fspath(model) not in ("auto", "none") and not external else None
+    if external:  # the segment may lie in an archive that names this network
+        compute = compute._replace(model=os.fspath(model))
     window = generated.WINDOW if layout == "1x" else None
     for name, value, least in (
         ("frames", frames, 1),
@@ -391,6 +408,15 @@ def imagine(
         prompt = len(tokens) if prompt is None else prompt
         if prompt > len(tokens) or not len(tokens):
             raise InputError(f"{name}: expected {prompt} frames for the prompt, found {len(tokens)} from {start} on")
+    if external:
+        given, weights = find_external(model, [(spec.height, spec.width)], token_options or TokenOptions(), compute)
+        compute = compute._replace(model=str(weights))
+        if len(spec.factors) > 1 or tokens.max(initial=0) >= given.spec.vocabulary:
+            raise InputError(
+                f"{name}: expected ids below {given.spec.vocabulary}, which {given.name} predicts, found "
+                f"{spec.join(tokens).max(initial=0)}"
+            )
+        spec = given.spec
     data = given.data if given else own if os.fspath(model) == "auto" else None
     if os.fspath(model) == "auto" and data is None:
         fitting = [m for m in find_models("auto") if m.spec == spec]

@@ -72,14 +72,21 @@ class Chooser:
     _estimators: dict[TokenSpec, Estimator] = field(default_factory=dict, init=False, repr=False)
 
     def choose(
-        self, wanted: str | os.PathLike[str], level: int = LEVEL, train: float | None = None, folder: Path = Path()
+        self,
+        wanted: str | os.PathLike[str] | ModelFile,
+        level: int = LEVEL,
+        train: float | None = None,
+        folder: Path = Path(),
     ) -> ModelFile | None:
         """The model that `wanted` names or, for "auto", the one that makes the zip smallest; None for no network.
 
         level: see LEVELS. train: with "auto", seconds in which a network is trained on these very data; it is weighed,
         too. Its temporary files are in `folder`. Raises InputError, ModelError.
         """
-        if os.fspath(wanted) == "auto":
+        if isinstance(wanted, ModelFile):
+            chosen: ModelFile | None = wanted
+            self._require_fit(wanted)
+        elif os.fspath(wanted) == "auto":
             chosen = self._smallest(self._candidates(level), train, folder)
         else:
             chosen = next(iter(find_models(wanted)), None)

@@ -23,16 +23,15 @@ from .cluster.codec import Cluster, ClusterCodec
 from .data.files import File
 from .data.segments import SegmentSource
 from .data.sources import Found
-from .model_files import ModelFile
+from .model_files import ModelFile, spec_of
 from .runtime import layout
 from .runtime.codec import Advance, Codec
 from .runtime.compute import Compute
 from .runtime.errors import DamageError
-from .runtime.kinds import kind_of, make_codec
+from .runtime.kinds import choose_kind, make_codec
 from .runtime.manifest import Coding, Raw
 from .runtime.progress import Progress
 from .runtime.spec import TokenSpec
-from .runtime.weights import read_config
 from .version import __version__
 
 
@@ -98,7 +97,7 @@ def about_run(
 
 def choose_once(
     chooser: Chooser,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | ModelFile,
     level: int,
     train: float | None,
     folder: Path,
@@ -108,7 +107,7 @@ def choose_once(
     if journal and journal.model:
         name, data = journal.model
         chooser.report(f"model: {name or 'none'}, as chosen before")
-        return ModelFile(name, data, read_config(data)[0].spec) if name else None
+        return ModelFile(name, data, spec_of(data)) if name else None
     chosen = chooser.choose(model, level, train, folder)
     if journal:
         journal.choose(chosen.name if chosen else "", chosen.data if chosen else b"")
@@ -142,7 +141,7 @@ def write(
     model, adapt, group_size, decoder = coding
     everything = [s for segments in by_spec.values() for s in segments]
     fits = {spec: model.data if model and model.spec == spec else None for spec in by_spec}
-    codings = [Coding(spec, kind_of(data is not None, adapt)) for spec, data in fits.items()]
+    codings = [Coding(spec, choose_kind(data, adapt)) for spec, data in fits.items()]
     bound = sum(s.tokens * len(spec.factors) for spec, segments in by_spec.items() for s in segments)
     raw, first = [], 0
     for name, parts in groupby(everything, lambda s: s.file):
@@ -153,7 +152,7 @@ def write(
     make = cluster.codec if cluster else make_codec
     codecs = {spec: make(spec, data, adapt=adapt, compute=compute) for spec, data in fits.items()}
     sizes = {spec: min(group_size, codec.group_limit) for spec, codec in codecs.items()}
-    workers = any(c.kind.learns and len(by_spec[c.spec]) > sizes[c.spec] for c in codings)
+    workers = any(c.kind.has_processes and len(by_spec[c.spec]) > sizes[c.spec] for c in codings)
     groups: list[tuple[int, list[SegmentSource]]] = []
     streams: dict[int, bytes] = {}
     for index, (spec, segments) in enumerate(by_spec.items()):

@@ -21,7 +21,7 @@ from .data.segments import SegmentSource
 from .model_files import ModelFile
 from .runtime.codec import Codec
 from .runtime.compute import Compute
-from .runtime.kinds import ADAPTIVE, kind_of, make_codec
+from .runtime.kinds import ADAPTIVE, choose_kind, make_codec
 from .runtime.progress import Progress
 from .runtime.spec import TokenSpec
 
@@ -164,7 +164,7 @@ class Estimator:
 
     def decoder(self, model: ModelFile | None) -> int:
         """Bytes of the decoder; it needs the learner, too, if other tokens are coded by it whatever the model."""
-        kinds = {kind_of(model is not None, self.adapt), *({ADAPTIVE} if self.mixed_specs else ())}
+        kinds = {choose_kind(model.data if model else None, self.adapt), *({ADAPTIVE} if self.mixed_specs else ())}
         return len(runtime_archive(roots(kinds, files=False, workers=False)))
 
     def _whole_groups(self) -> Sample:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from .data import hub
 from .runtime.errors import ModelError, VqcompError
+from .runtime.kinds import EXTERNAL
 from .runtime.spec import TokenSpec
+from .runtime.token_external import parse_external
 from .runtime.weights import read_config
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file: its name, its bytes (.vqm), and the tokens that it predicts."""
+    """A model file: its name, its bytes (.vqm, or what names an external network), and the tokens that it predicts."""
 
     name: str
     data: bytes = field(repr=False)
@@ -66,6 +68,11 @@ def find_models(choice: str | os.PathLike[str]) -> list[ModelFile]:
         names = ", ".join(["auto", "none", *shipped_models()])
         raise ModelError(f"there is no model {name}: expected one of {names}, the path of a .vqm file or hf://...")
     return [read_model_file(Path(name))]
+
+
+def spec_of(data: bytes) -> TokenSpec:
+    """The tokens that a model predicts: a .vqm, or what names an external network. Raises ModelError, DamageError."""
+    return parse_external(data).spec if data.startswith(EXTERNAL) else read_config(data)[0].spec
 
 
 def find_model(choice: str | os.PathLike[str], option: str) -> ModelFile:

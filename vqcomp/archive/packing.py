@@ -25,6 +25,9 @@ RUNTIME_FOLDER = Path(layout.__file__).parent
 ENTRY, FUNCTION = "launch", "main"
 """The module that decompress.py imports, and the function in it that it calls."""
 SEPARATOR = "\0"
+EXTERNAL = "token_"
+"""How the names of modules begin that networks from outside an archive take. With them, the runtime is another program:
+so they change nothing of what other archives carry."""
 RUNTIME_LIMIT = 1 << 24
 """Bytes of a decoder's modules: one of more is taken for a bomb."""
 
@@ -55,17 +58,18 @@ def strip_program(sources: dict[str, str], function: str) -> dict[str, str]:
 
 
 @lru_cache
-def stripped_modules() -> dict[str, str]:
-    """All modules of the runtime, stripped as one program."""
+def stripped_modules(external: bool = False) -> dict[str, str]:
+    """All modules of the runtime, stripped as one program; those for external networks among them, or not."""
     names = sorted(path.stem for path in RUNTIME_FOLDER.glob("*.py") if path.name != layout.BOOTSTRAP)
+    names = [name for name in names if external or not name.startswith(EXTERNAL)]
     return strip_program({name: source_of(name) for name in names}, FUNCTION)
 
 
 @lru_cache
-def _imports(name: str) -> frozenset[str]:
+def _imports(name: str, external: bool) -> frozenset[str]:
     """The modules that a stripped module imports when it is imported; its functions may import others when called."""
     found: set[str] = set()
-    waiting: list[ast.AST] = [ast.parse(stripped_modules()[name])]
+    waiting: list[ast.AST] = [ast.parse(stripped_modules(external)[name])]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.ImportFrom) and node.level == 1:
@@ -79,17 +83,24 @@ def runtime_modules(roots: Iterable[str]) -> list[str]:
     """Names of these modules, and of all that they import, and so on."""
     found: set[str] = set()
     wanted = {"__init__", *roots}
+    external = is_external(wanted)
     while wanted:
         name = wanted.pop()
         found.add(name)
-        wanted |= _imports(name) - found
+        wanted |= _imports(name, external) - found
     return sorted(found)
+
+
+def is_external(names: Iterable[str]) -> bool:
+    """Whether modules of these names are part of the program for external networks."""
+    return any(name.startswith(EXTERNAL) for name in names)
 
 
 @lru_cache
 def runtime_archive(roots: frozenset[str]) -> bytes:
     """The entry layout.RUNTIME: `name, line feed, text` of each module, joined by SEPARATOR, as bzip2."""
-    modules = (f"{name}\n{stripped_modules()[name]}" for name in runtime_modules(roots))
+    texts = stripped_modules(is_external(roots))
+    modules = (f"{name}\n{texts[name]}" for name in runtime_modules(roots))
     return bz2.compress(SEPARATOR.join(modules).encode())
 
 

@@ -19,13 +19,16 @@ from ..archive.reader import Archive
 from ..archive.summary import Summary, summarize
 from ..choice import LEVEL, LEVELS
 from ..data.segments import Grid
+from ..external_models import TokenOptions
 from ..runtime import layout
 from ..runtime.adapt import GROUP_LIMIT
 from ..runtime.compute import Compute
+from ..runtime.kinds import TOKEN, TOKEN_MIXED
 from ..runtime.restore import report_loss
+from ..runtime.token_external import parse_external
 from ..world.decoders import load_decoder
 from ..world.protocol import Score
-from .options import Function, compute_options, count, options, parse_time
+from .options import Function, compute_options, count, decode_options, options, parse_time, token_options
 from .progress import Bar
 
 SKIPPED = 4
@@ -46,7 +49,8 @@ def _add_levels(function: Function) -> Function:
 @click.option(
     "--model", default="auto", show_default=True, metavar="NAME|PATH",
     help="A shipped model, the path of a .vqm or its address on the hub (hf://OWNER/NAME/FILE), none (learn while "
-    "coding), or auto (whatever makes the zip smallest).",
+    "coding), or auto (whatever makes the zip smallest). Or an external network, which the zip names and does not "
+    "carry: a folder with the checkpoint of a GPT-2, or hf://OWNER/NAME.",
 )  # fmt: skip
 @click.option(
     "--train", callback=parse_time, metavar="TIME",
@@ -68,11 +72,13 @@ def _add_levels(function: Function) -> Function:
 @click.option("--keep-all", is_flag=True, help="Keep byte for byte what is no tokens, too: files, members of shards.")
 @click.option("--resume", is_flag=True, help="Go on from OUT.partial, which an interrupted run of it left; or begin.")
 @compute_options
+@token_options
 @options("cluster", "grid", "force", "json", "quiet", "verbose")
 def compress(
     paths: tuple[str, ...], model: str, train: float | None, adapt: bool, level: int, group_size: int | None,
     no_decoder: bool, no_verify: bool, skip_bad: bool, keep_all: bool, resume: bool, compute: Compute,
-    cluster: str | None, grid: Grid | None, force: bool, as_json: bool, quiet: bool, verbose: bool,
+    token_options: TokenOptions | None, cluster: str | None, grid: Grid | None, force: bool, as_json: bool,
+    quiet: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Compress DATA into the zip OUT; "-" is standard output.
 
@@ -98,7 +104,8 @@ def compress(
         summary = api.compress(
             data, path, model=model, train=train, adapt=adapt, level=level, group_size=group_size,
             decoder=not no_decoder, grid=grid, force=force, verify=not no_verify, skip_bad=skip_bad, keep_all=keep_all,
-            resume=resume, cluster=cluster, compute=compute, progress=Bar(quiet), report=report,
+            resume=resume, cluster=cluster, token_options=token_options, compute=compute, progress=Bar(quiet),
+            report=report,
         )  # fmt: skip
         if to_stdout:
             with open(path, "rb") as handle:
@@ -121,7 +128,7 @@ def compress(
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-o", "--output", default="decompressed", show_default=True, metavar="DIR", help="Folder to write into.")
 @click.option("--only", multiple=True, metavar="NAME", help="Restore this file or segment alone (may be repeated).")
-@compute_options
+@decode_options
 @options("cluster", "force", "quiet", "verbose")
 def decompress(
     archive: str, names: tuple[str, ...], output: str, only: tuple[str, ...], compute: Compute, cluster: str | None,
@@ -147,7 +154,7 @@ def decompress(
 
 @click.command()
 @click.argument("archive")
-@compute_options
+@decode_options
 @options("cluster", "json", "quiet")
 def test(archive: str, compute: Compute, cluster: str | None, as_json: bool, quiet: bool) -> None:
     """Decode all of ARCHIVE and check every checksum; write nothing."""
@@ -185,12 +192,26 @@ def list_(archive: str, as_json: bool) -> None:
         click.echo(f"up to {largest} segments share a stream: to read one takes decoding all of them")
     click.echo(f"format {table['format']}, written by vqcomp {table['vqcomp']}")
     model = table["model"]
-    click.echo(f"model {model['name'] or 'of its own'}, sha256 {model['sha256']}" if model else "model none")
+    click.echo(_model_line(model))
     sizes = ", ".join(f"{key} {table[key + '_bytes']:,}" for key in ("payload", "weights", "runtime", "files"))
     click.echo(f"{count(len(table['segments']), 'segment')}, {count(table['tokens'], 'token')}")
     click.echo(
         f"{table['raw_bytes']:,} bytes raw, {table['zip_bytes']:,} bytes of zip ({sizes}): rate {table['rate']:.4f}"
     )
+
+
+def _model_line(model: dict[str, Any] | None) -> str:
+    if not model:
+        return "model none"
+    if external := model.get("external"):
+        origin = f", from {external['source']}" if external["source"] else ""
+        return (
+            f"model not in the zip: {external['file']}, {external['bytes']:,} bytes, sha256 {external['sha256']}"
+            f"{origin}; "
+            f"weights of {external['weight_bits']} bits, activations of {external['activation_bits']}, "
+            f"{count(external['keep'], 'frame')} kept"
+        )
+    return f"model {model['name'] or 'of its own'}, sha256 {model['sha256']}"
 
 
 def describe(archive: Archive) -> dict[str, Any]:
@@ -222,6 +243,8 @@ def describe(archive: Archive) -> dict[str, Any]:
     if manifest.model:
         size, sha256 = manifest.model
         model = {"name": model_files.model_name(sha256), "bytes": size, "sha256": sha256}
+        if any(kind in (TOKEN, TOKEN_MIXED) for _, kind in manifest.codings):
+            model["external"] = json.loads(parse_external(archive.read(layout.MODEL, size)).to_bytes())
     files = [{"name": f.name, "size": f.size, "bytes": f.stored, "rate": f.size / f.stored} for f in archive.kept]
     head = {"format": layout.FORMAT, "vqcomp": manifest.version, "model": model}
     return {**head, **summary, "segments": segments, "files": files}
@@ -232,7 +255,11 @@ def describe(archive: Archive) -> dict[str, Any]:
 @click.option(
     "--protocol", type=click.Choice(["1x"]), help="Score --model on one of 1X's folders, or an archive of one."
 )
-@click.option("--model", metavar="NAME|PATH", help="The model that --protocol scores.")
+@click.option(
+    "--model",
+    metavar="NAME|PATH",
+    help="The model that --protocol scores; or where the network lies that ARCHIVE names.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, list it, and compare the rest.")
 @click.option("--max-windows", type=click.IntRange(1), metavar="N", help="Score the first N windows only.")
 @click.option(
@@ -266,8 +293,9 @@ def evaluate(
     if len(paths) < 2:
         raise click.UsageError("Missing argument 'DATA'.")
     summary = api.evaluate(
-        paths[0], paths[1:], grid=grid, skip_bad=skip_bad, cluster=cluster, compute=compute, progress=Bar(quiet)
-    )
+        paths[0], paths[1:], grid=grid, skip_bad=skip_bad, cluster=cluster, compute=compute._replace(model=model),
+        progress=Bar(quiet),
+    )  # fmt: skip
     click.echo(json.dumps(asdict(summary)) if as_json else f"Compression rate: {summary.rate:.4f}")
     return SKIPPED if summary.skipped else 0
 

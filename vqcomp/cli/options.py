@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..data.segments import Grid
+from ..external_models import TokenOptions
 from ..runtime.compute import Compute
 
 Function = Callable[..., Any]
@@ -37,6 +38,15 @@ def parse_time(context: click.Context, parameter: click.Parameter, value: str | 
     if not match or not float(match[1]):
         raise click.BadParameter(f"expected a time such as 90s, 20m or 2h, found {value}")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse_precision(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,2}),(\d{1,2})", value)
+    if not match:
+        raise click.BadParameter(f"expected bits of weights and of activations such as 14,15, found {value}")
+    return int(match[1]), int(match[2])
 
 
 def _check_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -71,6 +81,25 @@ _OPTIONS = {
         metavar="N",
         help="Processes; each learns from, and codes, a group of segments at a time.  [default: half the CPUs]",
     ),
+    "external": click.option(
+        "--model",
+        "external",
+        metavar="DIR",
+        help="Where the network lies that the archive names and does not carry, if it is such an archive.",
+    ),
+    "precision": click.option(
+        "--precision",
+        callback=parse_precision,
+        metavar="W,A",
+        help="Of an external network: bits of weights (7 or 14) and of activations (8 or 15).  [default: 14,15]",
+    ),
+    "keep_frames": click.option(
+        "--keep-frames",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Of an external network: frames that it goes on with when its window is full: more take time, fewer cost "
+        "rate.  [default: half of them]",
+    ),
     "cluster": click.option(
         "--cluster",
         metavar="ADDRESS",
@@ -97,6 +126,17 @@ def options(*names: str) -> Callable[[Function], Function]:
     return add
 
 
+def token_options(function: Function) -> Function:
+    """Decorator that adds the options of external networks, which the verb gets as its argument `token_options`."""
+
+    @wraps(function)
+    def call(*args: Any, precision: tuple[int, int] | None, keep_frames: int | None, **more: Any) -> Any:
+        given = precision is not None or keep_frames is not None
+        return function(*args, token_options=TokenOptions(precision, keep_frames) if given else None, **more)
+
+    return options("precision", "keep_frames")(call)
+
+
 def compute_options(function: Function) -> Function:
     """Decorator that adds the options of a `Compute`, which the verb gets as its argument `compute`."""
 
@@ -105,3 +145,13 @@ def compute_options(function: Function) -> Function:
         return function(*args, compute=Compute(device, threads, jobs, batch_size), **more)
 
     return options("device", "batch_size", "threads", "jobs")(call)
+
+
+def decode_options(function: Function) -> Function:
+    """As `compute_options`, of verbs that decode archives: these may name a network that lies elsewhere."""
+
+    @wraps(function)
+    def call(*args: Any, compute: Compute, external: str | None, **more: Any) -> Any:
+        return function(*args, compute=compute._replace(model=external), **more)
+
+    return options("external")(compute_options(call))

@@ -8,9 +8,10 @@ import click
 
 from .. import api
 from ..data.segments import Grid
+from ..external_models import TokenOptions
 from ..runtime.compute import Compute
 from ..world.sampling import Sampling
-from .options import compute_options, options
+from .options import compute_options, options, token_options
 from .progress import Bar
 
 
@@ -35,7 +36,8 @@ def _fraction(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option(
     "--model", default="auto", show_default=True, metavar="NAME|PATH",
     help="A shipped model, the path of a .vqm or its address on the hub, none (with --learn), or auto: the archive's "
-    "own network, else the largest that ships for these tokens.",
+    "own network, else the largest that ships for these tokens. Or an external network, which draws token by token: a "
+    "folder with the checkpoint of a GPT-2, or hf://OWNER/NAME.",
 )  # fmt: skip
 @click.option("--learn", is_flag=True, help="Learn from the prompt as compress does; draw bit by bit, from that, too.")
 @click.option(
@@ -70,11 +72,13 @@ def _fraction(context: click.Context, parameter: click.Parameter, value: str | N
     help="1x: continue one of 1X's folders into a folder that their visualize.py reads.",
 )  # fmt: skip
 @compute_options
+@token_options
 @options("grid", "force", "quiet", "verbose")
 def imagine(
     place: str, output: str, frames: int | None, prompt: int | None, start: int, every: int | None, model: str,
     learn: bool, temperature: Fraction, top_k: int | None, top_p: Fraction | None, seed: int, samples: int, steps: int,
-    order: str, layout: str, compute: Compute, grid: Grid | None, force: bool, quiet: bool, verbose: bool,
+    order: str, layout: str, compute: Compute, token_options: TokenOptions | None, grid: Grid | None, force: bool,
+    quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Imagine how a segment of DATA, or of ARCHIVE, goes on.
 
@@ -84,7 +88,7 @@ def imagine(
     paths = api.imagine(
         place, output, frames=frames, prompt=prompt, start=start, every=every, model=model, learn=learn,
         sampling=Sampling(temperature, top_k, top_p, seed), samples=samples, steps=steps, order=order, layout=layout,
-        grid=grid, force=force, compute=compute, progress=Bar(quiet),
+        grid=grid, force=force, token_options=token_options, compute=compute, progress=Bar(quiet),
         report=(lambda line: click.echo(line, err=True)) if verbose else None,
     )  # fmt: skip
     if not quiet:

@@ -26,7 +26,7 @@ from ..runtime import errors
 from ..runtime.codec import Advance, Codec
 from ..runtime.compute import Compute, cpus
 from ..runtime.errors import DependencyError, InputError
-from ..runtime.kinds import make_codec
+from ..runtime.kinds import EXTERNAL, make_codec
 from ..runtime.spec import TokenSpec
 from .worker import Settings
 
@@ -215,6 +215,9 @@ class ClusterCodec(Codec):
     """A codec on a cluster: the same bytes as of the one that `local` is."""
 
     def __init__(self, cluster: Cluster, local: Codec, spec: TokenSpec, model: bytes | None, adapt: bool) -> None:
+        """Raises InputError for an external network, which machines of a cluster would each have to have."""
+        if model and model.startswith(EXTERNAL):
+            raise InputError("--cluster: an external network codes on this machine alone; leave --cluster out")
         self._sizes = local.group_size, local.group_limit
         self._cluster, self._spec, self._adapt = cluster, spec, adapt
         self._model = cluster.put(model)

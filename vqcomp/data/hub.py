@@ -22,6 +22,10 @@ CHALLENGE = (0, 1)
 SCHEME = "hf://"
 
 
+class MissingError(InputError):
+    """A repository has no such file."""
+
+
 class Address(NamedTuple):
     """A file in a repository; kind is "model" or "dataset", revision a commit, tag or branch."""
 
@@ -103,7 +107,7 @@ def fetch(address: Address, folder: Path | None = None) -> Path:
     except utils.RevisionNotFoundError as error:
         raise InputError(f"{label}: the repository has no such revision") from error
     except utils.EntryNotFoundError as error:
-        raise InputError(f"{label}: the repository has no such file in this revision") from error
+        raise MissingError(f"{label}: the repository has no such file in this revision") from error
     except Exception as error:  # the client's HTTP library, which varies with its version, has errors of its own
         raise InputError(f"{label}: cannot be fetched: {_reason(error)}; try again, it goes on from there") from error
 

@@ -21,6 +21,8 @@ class Compute(NamedTuple):
     """Processes that code groups side by side where the codec learns; None for half the CPUs."""
     batch_size: int = 16
     """Segments that are computed together, and in memory at a time."""
+    model: str | None = None
+    """Where a network lies that an archive names and does not carry: a folder or a file."""
 
     def checked(self) -> Compute:
         """The same; raises InputError for values that cannot be meant."""

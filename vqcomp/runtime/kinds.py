@@ -21,32 +21,47 @@ class Kind(NamedTuple):
     has_network: bool
     """Whether it takes a trained network (a .vqm)."""
     learns: bool
-    """Whether it learns while it codes: then several segments share a stream, and groups are coded in processes."""
+    """Whether it learns while it codes: then several segments share a stream."""
+    has_processes: bool
+    """Whether groups are coded in several processes. A network that takes gigabytes is loaded once."""
 
 
-ADAPTIVE = Kind("adaptive", "adapt", has_network=False, learns=True)
-NETWORK = Kind("gpt", "gpt", has_network=True, learns=False)
-MIXED = Kind("mixed", "mixed", has_network=True, learns=True)
-KINDS = {kind.name: kind for kind in (ADAPTIVE, NETWORK, MIXED)}
+ADAPTIVE = Kind("adaptive", "adapt", has_network=False, learns=True, has_processes=True)
+NETWORK = Kind("gpt", "gpt", has_network=True, learns=False, has_processes=False)
+MIXED = Kind("mixed", "mixed", has_network=True, learns=True, has_processes=True)
+TOKEN = Kind("token", "token_codec", has_network=True, learns=False, has_processes=False)
+TOKEN_MIXED = Kind("token-mixed", "token_mixed", has_network=True, learns=True, has_processes=False)
+KINDS = {kind.name: kind for kind in (ADAPTIVE, NETWORK, MIXED, TOKEN, TOKEN_MIXED)}
+EXTERNAL = b"{"
+"""How a description of an external network begins; a .vqm begins otherwise."""
 
 
-def kind_of(has_network: bool, adapt: bool) -> Kind:
-    """What codes tokens, with or without a trained network, and with it learning (`adapt`) or not."""
-    return (MIXED if adapt else NETWORK) if has_network else ADAPTIVE
+def choose_kind(model: bytes | None, adapt: bool) -> Kind:
+    """What codes tokens, by a trained network or none, and with it learning (`adapt`) or not."""
+    if model is None:
+        return ADAPTIVE
+    if model.startswith(EXTERNAL):
+        return TOKEN_MIXED if adapt else TOKEN
+    return MIXED if adapt else NETWORK
 
 
 def make_codec(spec: TokenSpec, model: bytes | None, *, adapt: bool = False, compute: Compute | None = None) -> Codec:
-    """The codec for tokens of `spec`: by the network in `model`, the bytes of a .vqm, and by what it learns (`adapt`).
+    """The codec for tokens of `spec`: by the network in `model`, and by what it learns (`adapt`).
 
-    Where it learns and compute.jobs is above 1, groups are coded in so many processes. Raises ModelError, DamageError,
-    PlatformError, InputError, DependencyError.
+    model: the bytes of a .vqm, or what names an external network (see token_external.py). Raises as `codec_of` does.
     """
-    compute = compute or Compute()
-    kind = kind_of(model is not None, adapt)
+    return codec_of(choose_kind(model, adapt), spec, model, compute or Compute())
+
+
+def codec_of(kind: Kind, spec: TokenSpec, model: bytes | None, compute: Compute) -> Codec:
+    """The codec of this kind. Where compute.jobs is above 1, it may code groups in so many processes.
+
+    Raises ModelError, DamageError, PlatformError, InputError, DependencyError.
+    """
     make = partial(import_module(f".{kind.module}", __package__).make, spec, model)
     # Made here in any case, so that a model or a machine that will not do is found before any process is started.
     codec: Codec = make(compute)
-    if not kind.learns or compute.processes == 1:
+    if not kind.has_processes or compute.processes == 1:
         return codec
     from .workers import Workers
 

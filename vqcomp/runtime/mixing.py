@@ -19,6 +19,7 @@ M kinds of weight sets.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -183,6 +184,23 @@ class TreeMixer:
         probability = SQUASH.take(x.astype(np.int64), mode="clip")
         self.trace.append((slot, state, opinions, probability))
         return probability
+
+    def of_place(self, place: int, weights: np.ndarray) -> TreeMixer:
+        """A mixer that predicts one place in the frame of each segment, and nothing else; after `begin` without given.
+
+        weights (G, V): the given network's, there. For a network that predicts a frame token by token. Once all are
+        known, `hear` and `predict` the whole frame before `update`.
+        """
+        part, rows = copy.copy(self), slice(place, None, self.past.positions)
+        part.base, part.parents, part.sides = self.base[..., rows], self.parents[..., rows], self.sides[..., rows]
+        part.first_match, part.chosen = self.first_match[:, rows], self.chosen[..., rows].copy()
+        part.masses, part.trace = [masses.of_rows(rows) for masses in self.masses], []
+        part.masses[-1].fill(weights)
+        return part
+
+    def hear(self, weights: np.ndarray) -> None:
+        """The given network's weights of the whole frame (P, V), where `begin` was not given them."""
+        self.masses[-1].fill(weights)
 
     def update(self, bits: np.ndarray, tokens: np.ndarray) -> None:
         """Learn from the frame: bits (L, P) of all levels, tokens (G, S)."""

@@ -121,6 +121,13 @@ class Masses:
         """(P,): of all tokens."""
         return self.tree[:, 1]
 
+    def of_rows(self, rows: slice) -> Masses:
+        """Those of some positions."""
+        part = Masses(0, self.size.bit_length() - 1)
+        part.tree = np.ascontiguousarray(self.tree[rows])
+        part.first = np.arange(len(part.tree)) * 2 * self.size
+        return part
+
     def fill(self, weights: np.ndarray) -> None:
         """weights (P, V) of the tokens, float32."""
         size = self.size

@@ -14,7 +14,7 @@ import numpy as np
 from .codec import Advance, Codec
 from .compute import Compute
 from .errors import ArchiveError, DamageError, FormatError, InputError
-from .kinds import make_codec
+from .kinds import codec_of
 from .layout import MANIFEST, MODEL, STREAMS
 from .manifest import Group, Manifest, Segment, parse
 
@@ -105,7 +105,7 @@ class Reader:
             # One group is no work for several processes, and a decoder may come without the module that starts them.
             several = sum(group.coding == index for group in self.manifest.groups) > 1
             compute = self.compute if several else self.compute._replace(jobs=1)
-            self._codecs[index] = make_codec(spec, model, adapt=kind.learns, compute=compute)
+            self._codecs[index] = codec_of(kind, spec, model, compute)
         return self._codecs[index]
 
     def decode_segments(

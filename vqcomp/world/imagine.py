@@ -1,8 +1,9 @@
 """Imagining: frames that go on from true ones, drawn as a predictor expects them, the same on every machine.
 
 A network (FrameGPT) draws all tokens of a frame at once, or, if it sees known tokens of the frame (`within_frame`), in
-several steps as MaskGIT does (Chang et al. 2022). A learner (TreeMixer), alone or on top of a network, learns from the
-true frames, then stays as it is, and draws each token bit by bit. All of it is the exact arithmetic that compresses.
+several steps as MaskGIT does (Chang et al. 2022). A TokenGPT draws token by token. A learner (TreeMixer), alone or on
+top of a FrameGPT, learns from the true frames, then stays as it is, and draws each token bit by bit. All of it is the
+exact arithmetic that compresses.
 
 Shapes: K samples, B of them computed together, T frames, S positions, F factors, P = B * S rows.
 """
@@ -20,10 +21,14 @@ from ..runtime.compute import Compute
 from ..runtime.contexts import Past
 from ..runtime.engine import Engine, State
 from ..runtime.errors import InputError
+from ..runtime.kinds import EXTERNAL
 from ..runtime.loading import load_engine
 from ..runtime.mixed import FramePredictor
 from ..runtime.mixing import Given, TreeMixer
 from ..runtime.spec import TokenSpec
+from ..runtime.token_external import load_windows
+from ..runtime.token_memory import side_by_side
+from ..runtime.token_windows import TokenWindows
 from .sampling import CONFIDENCE_BITS, FACTORS_MAX, LEVELS_MAX, Rows, Sampling, rows_of
 
 ORDERS = ("random", "confidence")
@@ -107,6 +112,33 @@ class NetworkImaginer:
             frame[unknown[kept]] = drawn[kept]
             unknown = np.delete(unknown, kept)
         return frame.reshape(-1, positions, factors)
+
+
+class TokenImaginer:
+    """A TokenGPT that draws one token after another; its window slides as where it codes."""
+
+    def __init__(self, windows: TokenWindows) -> None:
+        self.windows, self.spec = windows, windows.spec
+
+    def imagine(
+        self, prompt: np.ndarray, frames: int, samples: int, sampling: Sampling, batch_size: int, advance: Advance
+    ) -> np.ndarray:
+        spec, ops = self.spec, self.windows.engine.ops
+        whole = np.zeros((samples, len(prompt) + frames, spec.positions, 1), np.int32)
+        whole[:, : len(prompt)] = prompt
+        with ops.settings():
+            for numbers in _batches(samples, batch_size):
+                for some in side_by_side(self.windows, [whole[i] for i in numbers]):
+                    here, numbers = numbers[: len(some)], numbers[len(some) :]
+                    for _, t, look in self.windows.coming(some, len(prompt)):
+                        tokens: np.ndarray | None = None
+                        for s in range(spec.positions):
+                            logits = ops.host(look(tokens))
+                            rows = Rows(here, np.full_like(here, t), np.full_like(here, s))
+                            tokens, _ = sampling.draw(logits, rows, purpose(0, 0))
+                            whole[here, t, s, 0] = tokens
+                        advance(len(here) * spec.positions)
+        return whole[:, len(prompt) :]
 
 
 class LearningImaginer:
@@ -239,7 +271,7 @@ def _check_factors(spec: TokenSpec) -> None:
 def make_imaginer(
     spec: TokenSpec, model: bytes | None, *, learn: bool, steps: int, order: str, compute: Compute
 ) -> Imaginer:
-    """What imagines tokens of `spec`: by the network in a .vqm, by what learns from the prompt, or by both.
+    """What imagines tokens of `spec`: a network (a .vqm, or an external one), what learns from the prompt, or both.
 
     Raises InputError, ModelError, PlatformError, DependencyError.
     """
@@ -252,5 +284,9 @@ def make_imaginer(
                 "prompt"
             )
         return LearningImaginer(spec)
+    if model.startswith(EXTERNAL):
+        if learn or steps > 1:
+            raise InputError("a network that predicts token by token draws alone: leave --learn and --steps out")
+        return TokenImaginer(load_windows(spec, model, compute))
     engine = load_engine(spec, model, compute)
     return LearningImaginer(spec, FramePredictor(engine)) if learn else NetworkImaginer(engine, steps, order)

@@ -15,6 +15,8 @@ from ..runtime.codec import Advance, lockstep
 from ..runtime.coder import BIT_PRECISION, PRECISION
 from ..runtime.compute import Compute
 from ..runtime.engine import Engine
+from ..runtime.errors import InputError
+from ..runtime.kinds import EXTERNAL
 from ..runtime.loading import load_engine
 from ..runtime.mixed import FramePredictor
 from ..runtime.mixing import TreeMixer
@@ -40,6 +42,8 @@ def costs(
     group together. Where a stream codes tokens uniformly, since nothing predicts them, so does this. Raises as
     `load_engine` does.
     """
+    if model and model.startswith(EXTERNAL):
+        raise InputError("the archive was coded by an external network, whose surprise is not measured")
     engine = load_engine(spec, model, compute or Compute()) if model else None
     if engine and not adapt:
         measure = partial(_by_network, engine)

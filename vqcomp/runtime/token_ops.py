@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..runtime.exact import Array
+from .exact import Array
 
 
 def as_int64(x: Array) -> Array:

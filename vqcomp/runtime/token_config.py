@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..runtime.errors import ModelError
-from ..runtime.spec import TokenSpec
+from .errors import ModelError
+from .spec import TokenSpec
 
 POSITIONS_MAX = 4095
 """So that the weights of all keys, of 12 bits each, add up below 2^24."""
@@ -83,6 +83,13 @@ class TokenConfig:
         )  # fmt: skip
         config.check()
         return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads."""
+        return {
+            "n_layer": self.layers, "n_head": self.heads, "n_embd": self.dim, "n_positions": self.positions,
+            "vocab_size": self.vocabulary, "n_inner": self.hidden, "layer_norm_epsilon": self.epsilon,
+        }  # fmt: skip
 
     def check(self) -> None:
         """Raise ModelError unless every sum that the engine makes is exact."""

@@ -6,7 +6,7 @@ added up in an order that is not fixed are integers whose sums stay exact. All e
 float32 in a fixed order, and no product is added to anything before it is rounded, unless it is exact.
 
 Numbers become integers at run time: each row of an activation is scaled by its own largest value, to codes of 8 bits,
-or of 15 bits in two parts. Weights were quantised alike, once: see weights.py.
+or of 15 bits in two parts. Weights were quantised alike, once: see token_weights.py.
 
 Letters in shapes: B segments, C ids of each, D width, N outputs, H heads, E width of a head, K keys, V vocabulary;
 n = B * H, rows = B * C.
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.exact import Array, NumpyOps, TorchOps
-from .config import Precision, TokenConfig
-from .ops import as_float32, as_int64, look_up, root, running_max
-from .tables import GELU_STEP, POWER_STEP, gelu, powers
-from .weights import PART, WEIGHT_TOP, quantise
+from .exact import Array, NumpyOps, TorchOps
+from .token_config import Precision, TokenConfig
+from .token_ops import as_float32, as_int64, look_up, root, running_max
+from .token_tables import GELU_STEP, POWER_STEP, gelu, powers
+from .token_weights import PART, WEIGHT_TOP, quantise
 
 RESIDUAL_BITS, RESIDUAL_MAX = 12, (1 << 24) - 1
 """The residual stream is in 2^-12, so up to 4096."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..runtime.errors import DependencyError, ModelError
-from ..runtime.exact import load_torch
-from .config import TokenConfig
+from .errors import DependencyError, ModelError
+from .exact import load_torch
+from .token_config import TokenConfig
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, in the order in which they are looked for."""
@@ -28,42 +26,42 @@ WEIGHT_TOP = (None, 63, 63 * PART + 63)
 """Largest code of a weight of one and of two parts."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint's shape, its file of weights, and how to get at them."""
-
-    config: TokenConfig
-    path: Path
-    load: Callable[[str], np.ndarray]
-    """Name of a tensor -> float32 array of the shape that the config says."""
+_Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+Load = Callable[[str], np.ndarray]
+"""Name of a tensor -> float32 array of the shape that the config says."""
 
 
-def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Open a folder with model.safetensors or pytorch_model.bin, and config.json where the shape is not gpt2m's.
+def find_weights(folder: Path) -> Path:
+    """The file of weights in a checkpoint's folder. Raises ModelError."""
+    path = next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelError(f"{folder}: expected a folder with {' or '.join(NAMES)}, found neither")
+    return path
+
+
+def open_weights(path: Path, config: TokenConfig) -> Load:
+    """Open model.safetensors or pytorch_model.bin: what loads a tensor by its name.
 
     Nothing in the file is run. Raises ModelError, which names what is missing or of another shape; DependencyError
     where pytorch_model.bin needs torch and there is none.
     """
-    folder = Path(folder)
-    path = next((folder / name for name in NAMES if (folder / name).is_file()), None)
-    if path is None:
-        raise ModelError(f"{folder}: expected a folder with {' or '.join(NAMES)}, found neither")
-    config = _read_config(folder / CONFIG)
     tensors = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     _check_shapes(path, config, {name: shape for name, (shape, _) in tensors.items()})
 
     def load(name: str) -> np.ndarray:
         array = tensors[name][1]()
         with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(array, np.float32)
+            array = np.array(array, np.float32, order="C")  # a copy, which may be written to
         if not np.isfinite(array).all():
             raise ModelError(f"{path}: {name}: expected finite weights, found infinite ones or none that are numbers")
         return array
 
-    return Checkpoint(config, path, load)
+    return load
 
 
-def _read_config(path: Path) -> TokenConfig:
+def read_config(folder: Path) -> TokenConfig:
+    """The shape that config.json tells; gpt2m's where there is none. Raises ModelError."""
+    path = folder / CONFIG
     try:
         data = path.read_bytes() if path.stat().st_size <= _CONFIG_LIMIT else b""
     except FileNotFoundError:
@@ -79,7 +77,7 @@ def _read_config(path: Path) -> TokenConfig:
     try:
         return TokenConfig.from_dict(values)
     except ModelError as error:
-        raise ModelError(f"{path.parent}: {error}") from error
+        raise ModelError(f"{folder}: {error}") from error
 
 
 def _check_shapes(path: Path, config: TokenConfig, found: dict[str, tuple[int, ...]]) -> None:
@@ -93,9 +91,6 @@ def _check_shapes(path: Path, config: TokenConfig, found: dict[str, tuple[int, .
     extra = sorted(n for n in found.keys() - config.tensor_shapes().keys() if not n.endswith((".bias", ".masked_bias")))
     if extra:
         raise ModelError(f"{path}: expected no tensor {extra[0]}; is this another kind of network?")
-
-
-_Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
 
 
 def _safetensors(path: Path) -> _Tensors:
@@ -150,7 +145,10 @@ def _torch(path: Path) -> _Tensors:
     except DependencyError as error:
         raise DependencyError(f"{path}: {error}; or convert it to {NAMES[0]}") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of older versions of torch cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
         return {str(name): (tuple(x.shape), lambda x=x: x.float().numpy()) for name, x in state.items()}  # type: ignore[misc]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -168,8 +166,9 @@ def quantise(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
     top = WEIGHT_TOP[parts]
     assert top is not None
     largest = np.abs(matrix).max(1)
-    factor = np.float32(top) / np.where(largest > 0, largest, np.float32(1))
     # A row of denormal numbers would give an infinite factor; such weights are as good as none.
+    with np.errstate(over="ignore"):
+        factor = np.float32(top) / np.where(largest > 0, largest, np.float32(1))
     factor = np.where(np.isfinite(factor), factor, np.float32(0))
     codes = np.clip(np.rint(matrix * factor[:, None]), -top, top).astype(np.int16)
     if parts == 1:

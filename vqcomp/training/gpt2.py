@@ -1,6 +1,6 @@
-"""A network of the GPT-2 family in float, with gradients: what `TokenGPT` computes exactly, plainly.
+"""A network of the GPT-2 family in float, with gradients: what `TokenGPT` is held against, and trained as.
 
-Its state dict has the names and shapes of comma's gpt2m and of transformers' GPT2LMHeadModel.
+Its state has the names and shapes of comma's gpt2m and of transformers' GPT2LMHeadModel.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import TokenConfig
+from ..runtime.token_config import TokenConfig
 
 
 class _Linear(nn.Module):
@@ -51,23 +51,26 @@ class _MLP(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, config: TokenConfig) -> None:
+    def __init__(self, config: TokenConfig, dropout: float) -> None:
         super().__init__()
         std = 0.02 / (2 * config.layers) ** 0.5
         self.ln_1 = nn.LayerNorm(config.dim, config.epsilon)
         self.attn = _Attention(config, std)
         self.ln_2 = nn.LayerNorm(config.dim, config.epsilon)
         self.mlp = _MLP(config, std)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.drop(self.attn(self.ln_1(x)))
+        out: Tensor = x + self.drop(self.mlp(self.ln_2(x)))
+        return out
 
 
 class GPT2(nn.Module):
     """ids (B, L) -> logits (B, L, vocabulary), in nats."""
 
-    def __init__(self, config: TokenConfig) -> None:
+    def __init__(self, config: TokenConfig, dropout: float = 0.0) -> None:
+        """dropout: share of the residual updates that are dropped in training."""
         super().__init__()
         config.check()
         self.config = config
@@ -75,7 +78,7 @@ class GPT2(nn.Module):
             {
                 "wte": nn.Embedding(config.vocabulary, config.dim),
                 "wpe": nn.Embedding(config.positions, config.dim),
-                "h": nn.ModuleList(_Block(config) for _ in range(config.layers)),
+                "h": nn.ModuleList(_Block(config, dropout) for _ in range(config.layers)),
                 "ln_f": nn.LayerNorm(config.dim, config.epsilon),
             }
         )
