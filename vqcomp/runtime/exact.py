@@ -19,12 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from .arithmetic import ACTIVATION_MAX
 from .errors import DependencyError, InputError
 
 Array = Any
 """A NumPy array or a torch tensor; float32 unless said otherwise."""
 
-GEMMS = ("float32", "float64", "int8")
+Weight = tuple[Any, Any]
+"""What `linear` multiplies by, and the multipliers of its outputs."""
+GEMMS = ("float32", "float64", "int8", "packed", "bfloat16")
+"""Kinds of matrix products: the types of what is multiplied. "packed" is int8 by oneDNN, with weights in its own order,
+which multiplies and rounds as it goes, on CPUs alone; "bfloat16" is for GPUs alone."""
+INT8 = GEMMS[2:4]
 
 
 class NumpyOps:
@@ -54,21 +60,38 @@ class NumpyOps:
         """float32, values undefined."""
         return np.empty(shape, np.float32)
 
-    def weight(self, codes: np.ndarray) -> Array:
-        """(N, K) integer codes -> what `linear` wants."""
-        return np.ascontiguousarray(codes.T, self.gemm)
+    def weight(self, codes: np.ndarray, scales: np.ndarray | None = None) -> Weight:
+        """(N, K) integer codes and perhaps a multiplier for each row (N,) -> what `linear` wants."""
+        return np.ascontiguousarray(codes.T, self.gemm), None if scales is None else self.load(scales)
 
-    def linear(self, x: Array, weight: Array) -> Array:
-        """(M, K) times a `weight` of (N, K) -> (M, N), exact while K * max|x| * max|w| < 2^24."""
-        return np.matmul(x.astype(self.gemm, copy=False), weight).astype(np.float32, copy=False)
+    def linear(self, x: Array, weight: Weight) -> Array:
+        """(M, K) times a `weight` of (N, K) -> (M, N), exact while K * max|x| * max|w| < 2^24; times the multipliers.
 
-    def bmm(self, a: Array, b: Array) -> Array:
+        x: integers of any type.
+        """
+        matrix, scale = weight
+        y = np.matmul(x.astype(self.gemm, copy=False), matrix).astype(np.float32, copy=False)
+        return y if scale is None else np.multiply(y, scale, out=y)
+
+    def codes(self, x: Array, weight: Weight) -> Array:
+        """`linear`, rounded and clipped to ACTIVATION_MAX: integers of the type that `linear` likes best."""
+        return self.clip_(self.round_(self.linear(x, weight)), -ACTIVATION_MAX, ACTIVATION_MAX)
+
+    def empty_codes(self, *shape: int) -> Array:
+        """Of that type, values undefined."""
+        return self.empty(*shape)
+
+    def bmm(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """(n, M, K) @ (n, K, N), exact under the same condition."""
-        return np.matmul(a, b)
+        return np.matmul(a, b, out=out)
 
     def take(self, table: Array, index: Array, axis: int = 0) -> Array:
         """The slices of `table` that the integers (n,) name."""
         return np.take(table, index, axis)
+
+    def take_sum(self, table: Array, index: Array) -> Array:
+        """The sum of the rows of `table` (R, D) that each row of `index` (n, m) names: (n, D)."""
+        return np.take(table, index, 0).sum(1)
 
     def round_(self, x: Array) -> Array:
         """To the nearest integer, halves to even."""
@@ -100,6 +123,10 @@ class NumpyOps:
     def permute(self, x: Array, *axes: int) -> Array:
         return x.transpose(axes)
 
+    def arrange(self, x: Array, *axes: int) -> Array:
+        """`permute`, with float32 to hold the integers."""
+        return x.transpose(axes)
+
     def transpose(self, x: Array) -> Array:
         """Swap the last two axes."""
         return x.swapaxes(-1, -2)
@@ -109,10 +136,6 @@ class NumpyOps:
 
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         return np.where(condition, x, y)
-
-    def as_float(self, x: Array) -> Array:
-        """Integers or booleans -> float32."""
-        return x.astype(np.float32)
 
     def bits_to_float(self, x: Array) -> Array:
         """float32 holding integers below 2^31 -> the float32 that has this integer as its bit pattern."""
@@ -149,7 +172,8 @@ class TorchOps:
             # Products of integers within 8 bits are exact in TF32 as well, but the sums of attention are not of such.
             products.allow_tf32 = False
         try:
-            yield
+            with torch.inference_mode():
+                yield
         finally:
             torch.set_num_threads(threads)
             if tf32:
@@ -164,30 +188,69 @@ class TorchOps:
     def empty(self, *shape: int) -> Array:
         return self.torch.empty(shape, dtype=self.torch.float32, device=self.device)
 
-    def weight(self, codes: np.ndarray) -> Array:
-        dtype = {"float32": np.float32, "float64": np.float64, "int8": np.int8}[self.gemm]
-        return self.load(codes.T.astype(dtype))
+    def weight(self, codes: np.ndarray, scales: np.ndarray | None = None) -> Weight:
+        torch = self.torch
+        if scales is None and self.gemm in INT8:
+            scales = np.ones(len(codes), np.float32)
+        scale = None if scales is None else self.load(scales)
+        if self.gemm == "packed":
+            packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(codes.astype(np.int8)), None)
+            return (packed, torch.zeros(len(codes), dtype=torch.int32)), scale
+        matrix = self.load(codes.T).to(getattr(torch, self.gemm))
+        if self.gemm == "int8" and not self.on_host:
+            matrix = torch.nn.functional.pad(matrix, (0, -len(codes) % 8, 0, -codes.shape[1] % 8))
+        return matrix, scale
 
-    def linear(self, x: Array, weight: Array) -> Array:
-        if self.gemm == "float32":
-            return self.torch.mm(x, weight)
-        return self.torch.mm(x.double(), weight).float() if self.gemm == "float64" else self._int8(x, weight)
+    def linear(self, x: Array, weight: Weight) -> Array:
+        torch, (matrix, scale) = self.torch, weight
+        if self.gemm == "packed":
+            return self._packed(x, weight, torch.float32)
+        x = x.to(matrix.dtype)
+        if self.gemm == "int8":
+            y = self._int8(x, matrix, len(scale))
+        elif self.gemm == "bfloat16":
+            y = torch.mm(x, matrix, out_dtype=torch.float32)
+        else:
+            y = torch.mm(x, matrix).float()
+        return y if scale is None else y.mul_(scale)
 
-    def _int8(self, x: Array, weight: Array) -> Array:
-        # torch._int_mm on CUDA wants more than 16 rows, and columns in multiples of 8.
-        pad = self.torch.nn.functional.pad
-        rows, (depth, columns) = len(x), weight.shape
-        x = pad(x.to(self.torch.int8), (0, -depth % 8, 0, max(0, 17 - rows)))
-        weight = pad(weight, (0, -columns % 8, 0, -depth % 8))
-        return self.torch._int_mm(x, weight)[:rows, :columns].float()
+    def codes(self, x: Array, weight: Weight) -> Array:
+        if self.gemm == "packed":  # it stops at -128 and 127
+            return self._packed(x, weight, self.torch.int8).clamp_(min=-ACTIVATION_MAX)
+        y = self.linear(x, weight).round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
+        return y.to(self.torch.int8) if self.gemm in INT8 else y
 
-    def bmm(self, a: Array, b: Array) -> Array:
-        if a.shape[1] == 1 and self.on_host:  # many products of a row and a small matrix: bmm takes three times as long
-            return (a.mT * b).sum(1, keepdim=True)
-        return self.torch.bmm(a, b)
+    def empty_codes(self, *shape: int) -> Array:
+        dtype = self.torch.int8 if self.gemm in INT8 else self.torch.float32
+        return self.torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _packed(self, x: Array, weight: Weight, dtype: Any) -> Array:
+        """`linear`, rounded where `dtype` is int8, halves to even."""
+        torch, ((packed, zeros), scale) = self.torch, weight
+        x = x.to(torch.int8)
+        return torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 0, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
+        )
+
+    def _int8(self, x: Array, matrix: Array, columns: int) -> Array:
+        if self.on_host:
+            return self.torch._int_mm(x, matrix).float()
+        # On CUDA it wants more than 16 rows, and columns in multiples of 8, as `weight` has them.
+        rows = len(x)
+        x = self.torch.nn.functional.pad(x, (0, len(matrix) - x.shape[1], 0, max(0, 17 - rows)))
+        return self.torch._int_mm(x, matrix)[:rows, :columns].float()
+
+    def bmm(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        # On a CPU, torch computes the smallest products of a row and a matrix in a loop that takes three times as long.
+        if self.on_host and a.shape[1] == 1 and a.shape[2] * b.shape[2] < 400:
+            return self.torch.sum(a.mT * b, 1, keepdim=True, out=out)
+        return self.torch.bmm(a, b, out=out)
 
     def take(self, table: Array, index: Array, axis: int = 0) -> Array:
         return table.index_select(axis, index)
+
+    def take_sum(self, table: Array, index: Array) -> Array:
+        return self.torch.nn.functional.embedding_bag(index, table, mode="sum")
 
     def round_(self, x: Array) -> Array:
         return x.round_()
@@ -219,6 +282,10 @@ class TorchOps:
     def permute(self, x: Array, *axes: int) -> Array:
         return x.permute(*axes)
 
+    def arrange(self, x: Array, *axes: int) -> Array:
+        x = x.permute(*axes)
+        return x if x.dtype == self.torch.float32 else self.empty(*x.shape).copy_(x)
+
     def transpose(self, x: Array) -> Array:
         return x.mT
 
@@ -227,9 +294,6 @@ class TorchOps:
 
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         return self.torch.where(condition, x, y)
-
-    def as_float(self, x: Array) -> Array:
-        return x.float()
 
     def bits_to_float(self, x: Array) -> Array:
         return x.to(self.torch.int32).view(self.torch.float32)
