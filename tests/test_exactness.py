@@ -40,6 +40,7 @@ BACKENDS = {
     "torch float32": lambda: TorchOps("cpu", "float32"),
     "torch float64": lambda: TorchOps("cpu", "float64"),
     "torch int8": lambda: TorchOps("cpu", "int8"),
+    "torch packed": lambda: TorchOps("cpu", "packed"),
 }
 
 
