@@ -15,7 +15,7 @@ from vqcomp.runtime import layout
 from vqcomp.runtime.kinds import KINDS
 
 PACKAGE = "vqcomp_runtime"
-EVERYTHING = roots(KINDS.values(), files=True, workers=True)
+EVERYTHING = roots(KINDS.values(), files=True, workers=True, model=layout.LARGE_MODEL)
 
 
 def write_decoder(folder: Path, roots: frozenset[str] = EVERYTHING) -> Path:

@@ -259,10 +259,9 @@ class Engine:
         # The weights of all lie in one array, so that what is done to each number is done once.
         p = ops.empty(sum(len(q) * q.shape[1] * k.shape[2] for q, k, _, _ in heads))
         for q, k, v, bias in heads:
-            shape = len(q), q.shape[1], k.shape[2]
-            part = p[start : start + len(q) * q.shape[1] * k.shape[2]].reshape(shape)
-            start += len(q) * q.shape[1] * k.shape[2]
-            ops.bmm(q, k, part)
+            end = start + len(q) * q.shape[1] * k.shape[2]
+            part = ops.bmm(q, k, p[start:end].reshape(len(q), q.shape[1], -1))
+            start = end
             scores = part.reshape(-1, *bias.shape)
             scores += bias
             part -= ops.row_max(part) - SCORE_RANGE

@@ -26,11 +26,7 @@ Array = Any
 """A NumPy array or a torch tensor; float32 unless said otherwise."""
 
 Weight = tuple[Any, Any]
-"""What `linear` multiplies by, and the multipliers of its outputs."""
-GEMMS = ("float32", "float64", "int8", "packed", "bfloat16")
-"""Kinds of matrix products: the types of what is multiplied. "packed" is int8 by oneDNN, with weights in its own order,
-which multiplies and rounds as it goes, on CPUs alone; "bfloat16" is for GPUs alone."""
-INT8 = GEMMS[2:4]
+"""What `linear` multiplies by, and the multipliers of what comes out; None for none."""
 
 
 class NumpyOps:
@@ -40,8 +36,6 @@ class NumpyOps:
     on_host = True
 
     def __init__(self, gemm: str = "float32") -> None:
-        if gemm not in ("float32", "float64"):
-            raise InputError(f"gemm over NumPy: expected float32 or float64, found {gemm!r}")
         self.gemm = np.dtype(gemm)
 
     def settings(self, shared: bool = True) -> AbstractContextManager[None]:
@@ -74,7 +68,7 @@ class NumpyOps:
         return y if scale is None else np.multiply(y, scale, out=y)
 
     def codes(self, x: Array, weight: Weight) -> Array:
-        """`linear`, rounded and clipped to ACTIVATION_MAX: integers of the type that `linear` likes best."""
+        """`linear`, rounded and clipped to ACTIVATION_MAX: integers of a type that `linear` takes as it is."""
         return self.clip_(self.round_(self.linear(x, weight)), -ACTIVATION_MAX, ACTIVATION_MAX)
 
     def empty_codes(self, *shape: int) -> Array:
@@ -100,8 +94,9 @@ class NumpyOps:
     def clip_(self, x: Array, low: float, high: float) -> Array:
         return np.clip(x, low, high, out=x)
 
-    def floor_(self, x: Array) -> Array:
-        return np.floor(x, out=x)
+    def floor_(self, x: Array, out: Array | None = None) -> Array:
+        """Perhaps into another array."""
+        return np.floor(x, out=x if out is None else out)
 
     def at_least_(self, x: Array, low: float) -> Array:
         return np.maximum(x, low, out=x)
@@ -151,10 +146,9 @@ class TorchOps:
     """The same operations over torch, on the CPU or a GPU."""
 
     def __init__(self, device: str = "cpu", gemm: str = "float32", threads: int | None = None) -> None:
-        """threads: for the CPU; None leaves torch's own choice. Torch is set up so within `settings` alone."""
+        """gemm: the type of what products multiply, float32, float64 or int8. threads: for the CPU; None leaves torch's own
+        choice. Torch is set up so within `settings` alone."""
         torch = load_torch()
-        if gemm not in GEMMS:
-            raise InputError(f"gemm: expected one of {GEMMS}, found {gemm!r}")
         self.torch = torch
         self.device = torch.device(device)
         self.name = f"torch:{self.device}"
@@ -189,56 +183,27 @@ class TorchOps:
         return self.torch.empty(shape, dtype=self.torch.float32, device=self.device)
 
     def weight(self, codes: np.ndarray, scales: np.ndarray | None = None) -> Weight:
-        torch = self.torch
-        if scales is None and self.gemm in INT8:
-            scales = np.ones(len(codes), np.float32)
-        scale = None if scales is None else self.load(scales)
-        if self.gemm == "packed":
-            packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(codes.astype(np.int8)), None)
-            return (packed, torch.zeros(len(codes), dtype=torch.int32)), scale
-        matrix = self.load(codes.T).to(getattr(torch, self.gemm))
-        if self.gemm == "int8" and not self.on_host:
-            matrix = torch.nn.functional.pad(matrix, (0, -len(codes) % 8, 0, -codes.shape[1] % 8))
-        return matrix, scale
+        matrix = self.load(codes.T).to(getattr(self.torch, self.gemm))
+        return matrix, None if scales is None else self.load(scales)
 
     def linear(self, x: Array, weight: Weight) -> Array:
-        torch, (matrix, scale) = self.torch, weight
-        if self.gemm == "packed":
-            return self._packed(x, weight, torch.float32)
+        matrix, scale = weight
         x = x.to(matrix.dtype)
-        if self.gemm == "int8":
-            y = self._int8(x, matrix, len(scale))
-        elif self.gemm == "bfloat16":
-            y = torch.mm(x, matrix, out_dtype=torch.float32)
-        else:
-            y = torch.mm(x, matrix).float()
+        y = (self._int8(x, matrix) if self.gemm == "int8" else self.torch.mm(x, matrix)).float()
         return y if scale is None else y.mul_(scale)
 
+    def _int8(self, x: Array, matrix: Array) -> Array:
+        rows, (depth, columns) = len(x), matrix.shape
+        if not self.on_host:  # CUDA wants more than 16 rows, and columns in multiples of 8
+            pad = self.torch.nn.functional.pad
+            x, matrix = pad(x, (0, -depth % 8, 0, max(0, 17 - rows))), pad(matrix, (0, -columns % 8, 0, -depth % 8))
+        return self.torch._int_mm(x, matrix)[:rows, :columns]
+
     def codes(self, x: Array, weight: Weight) -> Array:
-        if self.gemm == "packed":  # it stops at -128 and 127
-            return self._packed(x, weight, self.torch.int8).clamp_(min=-ACTIVATION_MAX)
-        y = self.linear(x, weight).round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
-        return y.to(self.torch.int8) if self.gemm in INT8 else y
+        return self.linear(x, weight).round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
 
     def empty_codes(self, *shape: int) -> Array:
-        dtype = self.torch.int8 if self.gemm in INT8 else self.torch.float32
-        return self.torch.empty(shape, dtype=dtype, device=self.device)
-
-    def _packed(self, x: Array, weight: Weight, dtype: Any) -> Array:
-        """`linear`, rounded where `dtype` is int8, halves to even."""
-        torch, ((packed, zeros), scale) = self.torch, weight
-        x = x.to(torch.int8)
-        return torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, 0, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
-        )
-
-    def _int8(self, x: Array, matrix: Array, columns: int) -> Array:
-        if self.on_host:
-            return self.torch._int_mm(x, matrix).float()
-        # On CUDA it wants more than 16 rows, and columns in multiples of 8, as `weight` has them.
-        rows = len(x)
-        x = self.torch.nn.functional.pad(x, (0, len(matrix) - x.shape[1], 0, max(0, 17 - rows)))
-        return self.torch._int_mm(x, matrix)[:rows, :columns].float()
+        return self.empty(*shape)
 
     def bmm(self, a: Array, b: Array, out: Array | None = None) -> Array:
         # On a CPU, torch computes the smallest products of a row and a matrix in a loop that takes three times as long.
@@ -258,8 +223,8 @@ class TorchOps:
     def clip_(self, x: Array, low: float, high: float) -> Array:
         return x.clamp_(low, high)
 
-    def floor_(self, x: Array) -> Array:
-        return x.floor_()
+    def floor_(self, x: Array, out: Array | None = None) -> Array:
+        return self.torch.floor(x, out=x if out is None else out)
 
     def at_least_(self, x: Array, low: float) -> Array:
         return x.clamp_(min=low)
@@ -328,7 +293,7 @@ def load_torch() -> Any:
     return torch
 
 
-def make_ops(device: str = "auto", threads: int | None = None, gemm: str = "float32") -> NumpyOps | TorchOps:
+def make_ops(device: str = "auto", threads: int | None = None) -> NumpyOps | TorchOps:
     """The best backend that `device` allows.
 
     device: "auto" (CUDA if there is one, else torch on the CPU, else NumPy), "numpy", "cpu", "cuda" or "cuda:n".
@@ -337,20 +302,20 @@ def make_ops(device: str = "auto", threads: int | None = None, gemm: str = "floa
     Raises InputError for a device that is not here, DependencyError where it needs torch and there is none.
     """
     if device == "numpy":
-        return NumpyOps(gemm)
+        return NumpyOps()
     try:
         torch = load_torch()
     except DependencyError as error:
-        if device.startswith("cuda") or gemm == "int8":
+        if device.startswith("cuda"):
             raise DependencyError(f"device {device!r} needs torch: {error}") from error
         if sys.modules.get("torch"):
             logging.getLogger("vqcomp").warning("note: %s; NumPy does the computing instead", error)
-        return NumpyOps(gemm)
+        return NumpyOps()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: torch finds no CUDA GPU here; use --device cpu")
     try:
-        return TorchOps(device, gemm, threads)
+        return TorchOps(device, threads=threads)
     except RuntimeError as error:
         raise InputError(f"device {device!r}: expected auto, numpy, cpu or cuda[:n] ({error})") from error

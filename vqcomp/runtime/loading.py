@@ -10,7 +10,7 @@ from .compute import Compute
 from .engine import Engine
 from .errors import ModelError, PlatformError
 from .exact import NumpyOps, make_ops
-from .products import fastest
+from .layout import LARGE_MODEL
 from .spec import TokenSpec
 from .tables import Tables
 from .weights import read_model
@@ -26,7 +26,11 @@ def load_engine(spec: TokenSpec, model: bytes, compute: Compute) -> Engine:
     if spec != config.spec:
         raise ModelError(f"the model predicts {config.spec}, the tokens are {spec}")
     ops = make_ops(compute.device, compute.threads)
-    engine = Engine(config, tensors, ops if isinstance(ops, NumpyOps) else fastest(ops, config))
+    if len(model) >= LARGE_MODEL and not isinstance(ops, NumpyOps):
+        from .products import fastest
+
+        ops = fastest(ops, config)
+    engine = Engine(config, tensors, ops)
     if self_test(engine) != check:
         raise PlatformError(
             f"{engine.ops.name}: the self-test's arithmetic is not exact on this machine; "

@@ -1,30 +1,78 @@
-"""Which kind of matrix products to use: on this machine, for the shapes of a network, each proven exact, then timed."""
+"""Other kinds of matrix products than exact.py's, and which of all to use: for a network's shapes on this machine, each is
+proven exact, then timed.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
+
+from typing import Any
 
 import numpy as np
 
 from .arithmetic import ACTIVATION_MAX, WEIGHT_MAX
 from .config import ModelConfig
-from .exact import TorchOps
+from .exact import Array, TorchOps, Weight
 
 PRODUCTS = {"qkv", "proj", "up", "down", "head", "embed", "flags"}
 """Parts of the names of tensors that are multiplied by."""
-KINDS = {True: ("packed", "int8"), False: ("bfloat16", "int8")}
-"""What is tried on a CPU, or not on one, beside float32; see `exact.GEMMS`."""
 FRAMES = {True: (1, 4), False: (64, 256)}
-"""Frames in a trial: what is used in place of float32 must not be slower for either number."""
+"""Frames in a trial: a few, as where one segment is decoded, and many."""
 REPEATS = 2
-CLEARLY = 0.8
-"""And on the mean of the two it may take no more than this of the time of float32."""
-WORTH = 1 << 18
-"""A network of fewer weights is not worth a trial: to call for a product takes as long as to compute it."""
+LIMITS = (1.25, 0.7)
+"""Of the time of float32, what another kind may take for the few and for the many frames to be used in its place."""
 Shapes = Counter[tuple[int, int]]
 """(N, K) -> how many weights have this shape."""
+
+
+class PackedOps(TorchOps):
+    """int8 by oneDNN on a CPU: weights in an order of its own; it multiplies, and rounds, as it goes."""
+
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+        super().__init__(device, "packed", threads)
+
+    def weight(self, codes: np.ndarray, scales: np.ndarray | None = None) -> Weight:
+        torch, ones = self.torch, np.ones(len(codes), np.float32)
+        packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(codes.astype(np.int8)), None)
+        return (packed, torch.zeros(len(codes), dtype=torch.int32)), self.load(ones if scales is None else scales)
+
+    def linear(self, x: Array, weight: Weight) -> Array:
+        return self._run(x, weight, self.torch.float32)
+
+    def codes(self, x: Array, weight: Weight) -> Array:
+        return self._run(x, weight, self.torch.int8).clamp_(min=-ACTIVATION_MAX)  # from -128
+
+    def empty_codes(self, *shape: int) -> Array:
+        return self.torch.empty(shape, dtype=self.torch.int8)
+
+    def _run(self, x: Array, weight: Weight, dtype: Any) -> Array:
+        """`linear`, to float32, or to int8: rounded, halves to even, and clipped."""
+        (packed, zeros), scale = weight
+        x = x.to(self.torch.int8)
+        return self.torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 0, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
+        )
+
+
+class BfloatOps(TorchOps):
+    """bfloat16 into float32 on a GPU; codes are below 2^8, so bfloat16 holds them."""
+
+    def __init__(self, device: str = "cuda", threads: int | None = None) -> None:
+        super().__init__(device, "bfloat16", threads)
+
+    def linear(self, x: Array, weight: Weight) -> Array:
+        matrix, scale = weight
+        y = self.torch.mm(x.to(matrix.dtype), matrix, out_dtype=self.torch.float32)
+        return y if scale is None else y.mul_(scale)
+
+
+def kinds(ops: TorchOps) -> list[Callable[[], TorchOps]]:
+    """The same operations with other kinds of products, where this torch has them."""
+    device, other = str(ops.device), PackedOps if ops.on_host else BfloatOps
+    return [lambda: other(device, ops.threads), lambda: TorchOps(device, "int8", ops.threads)]
 
 
 def fastest(ops: TorchOps, config: ModelConfig) -> TorchOps:
@@ -32,28 +80,24 @@ def fastest(ops: TorchOps, config: ModelConfig) -> TorchOps:
 
     Only speed depends on the choice. A kind whose results differ from those of float32 is not used, with a warning.
     """
-    log, chosen, least = logging.getLogger("vqcomp"), ops, CLEARLY
+    log, chosen, least = logging.getLogger("vqcomp"), ops, 1.0
     shapes = shapes_of(config)
     counts = [frames * config.positions for frames in FRAMES[ops.on_host]]
-    if config.parameters() < WORTH:
-        return ops
     with ops.settings():
         plain = [trial(ops, shapes, rows) for rows in counts]
-        for kind in KINDS[ops.on_host]:
+        for kind in kinds(ops):
             try:
-                other = TorchOps(str(ops.device), kind, ops.threads)
+                other = kind()
                 found = [trial(other, shapes, rows) for rows in counts]
             except (RuntimeError, AttributeError, TypeError):
                 continue  # this torch or this machine has none
             if not all(np.array_equal(a, b) for (x, _), (y, _) in zip(plain, found) for a, b in zip(x, y)):
-                log.warning("note: %s products of %s are not exact on this machine; they are not used", kind, ops.name)
+                log.warning("note: %s: %s products are not exact here, and are not used", ops.name, other.gemm)
                 continue
             shares = [seconds / known for (_, known), (_, seconds) in zip(plain, found)]
-            if max(shares) <= 1 and sum(shares) / len(shares) < least:
-                chosen, least = other, sum(shares) / len(shares)
-    log.info(
-        "products of the network: %s%s", chosen.gemm, f", {1 / least:.1f} times as fast" if chosen is not ops else ""
-    )
+            if all(share <= limit for share, limit in zip(shares, LIMITS)) and shares[-1] < least:
+                chosen, least = other, shares[-1]
+    log.info("%s: products of the network in %s, %.1f times as fast as float32", ops.name, chosen.gemm, 1 / least)
     return chosen
 
 
@@ -75,9 +119,8 @@ def trial(ops: TorchOps, shapes: Shapes, rows: int) -> tuple[list[np.ndarray], f
     for (n, k), count in shapes.items():
         x, codes = np.resize(inputs, (rows, k)), np.resize(weights, (n, k))
         x[:2], codes[:2] = [[ACTIVATION_MAX], [-ACTIVATION_MAX]], [[WEIGHT_MAX], [-WEIGHT_MAX]]
-        # So that results are about as large as codes; every other one a power of two, so that there are ties.
-        scale = np.float32(2.0 ** -round(6 + np.log2(k) / 2))
-        scales = np.where(np.arange(n) % 2, scale, scale * np.float32(1.1892071))
+        # As in a network; so that some results are not clipped, and some are halfway between two integers.
+        scales = np.exp2(np.arange(n) % 40 / -4).astype(np.float32)
         weight, y = ops.weight(codes, scales), ops.load(x)
         results += [ops.host(ops.linear(y, weight)), ops.host(ops.codes(y, weight)).astype(np.float32)]
         times = []
