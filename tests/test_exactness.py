@@ -128,15 +128,15 @@ def timed(monkeypatch, **seconds):
 
 def test_the_fastest_kind_of_products_is_chosen_if_it_is_clearly_faster(monkeypatch):
     plain, config = TorchOps("cpu"), CONFIGS["tiny"]
-    timed(monkeypatch, float32=1.0, packed=2.0, int8=0.5)
+    timed(monkeypatch, float32=1.0, int8_packed=2.0, int8=0.5)
     assert fastest(plain, config).gemm == "int8"
     monkeypatch.undo()
-    timed(monkeypatch, float32=1.0, packed=0.9, int8=0.8)
+    timed(monkeypatch, float32=1.0, int8_packed=0.9, int8=0.8)
     assert fastest(plain, config) is plain
 
 
 def test_a_kind_of_products_that_is_not_exact_is_dropped_with_a_warning(monkeypatch, caplog):
-    timed(monkeypatch, float32=1.0, packed=2.0, int8=0.1)
+    timed(monkeypatch, float32=1.0, int8_packed=2.0, int8=0.1)
     right = TorchOps._int8
 
     def saturating(self, x, matrix):
@@ -164,7 +164,7 @@ def test_a_large_network_is_loaded_with_the_kind_that_was_chosen_and_predicts_th
     model = write_model(config, tensors, self_test(Engine(config, tensors, NumpyOps())))
     assert load_engine(config.spec, model, Compute("cpu")).ops.gemm == "float32"
     monkeypatch.setattr(loading, "LARGE_MODEL", len(model))
-    timed(monkeypatch, float32=1.0, packed=2.0, int8=0.1)
+    timed(monkeypatch, float32=1.0, int8_packed=2.0, int8=0.1)
     engine, segment = load_engine(config.spec, model, Compute("cpu")), random_segment(config.spec, 5)
     assert engine.ops.gemm == "int8"
     np.testing.assert_array_equal(logits(engine, segment, [5]), logits(codec(config).engine, segment, [2, 3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -45,6 +46,14 @@ def _check_device(context: click.Context, parameter: click.Parameter, value: str
     return value
 
 
+def _say_more(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    """Print what the log says of choices, too."""
+    if value:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("vqcomp").setLevel(logging.INFO)
+    return value
+
+
 _DEFAULT = Compute()
 _OPTIONS = {
     "device": click.option(
@@ -82,7 +91,9 @@ _OPTIONS = {
     "force": click.option("-f", "--force", is_flag=True, help="Overwrite what exists."),
     "json": click.option("--json", "as_json", is_flag=True, help='Print one JSON object, be it {"error": ...}.'),
     "quiet": click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for."),
-    "verbose": click.option("-v", "--verbose", is_flag=True, help="Say what is chosen, and why."),
+    "verbose": click.option(
+        "-v", "--verbose", is_flag=True, callback=_say_more, help="Say what is chosen, and why."
+    ),
 }
 
 

@@ -21,7 +21,7 @@ PRODUCTS = {"qkv", "proj", "up", "down", "head", "embed", "flags"}
 """Parts of the names of tensors that are multiplied by."""
 FRAMES = {True: (1, 4), False: (64, 256)}
 """Frames in a trial: a few, as where one segment is decoded, and many."""
-REPEATS = 2
+REPEATS = 3
 LIMITS = (1.25, 0.7)
 """Of the time of float32, what another kind may take for the few and for the many frames to be used in its place."""
 Shapes = Counter[tuple[int, int]]
@@ -32,7 +32,7 @@ class PackedOps(TorchOps):
     """int8 by oneDNN on a CPU: weights in an order of its own; it multiplies, and rounds, as it goes."""
 
     def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
-        super().__init__(device, "packed", threads)
+        super().__init__(device, "int8_packed", threads)
 
     def weight(self, codes: np.ndarray, scales: np.ndarray | None = None) -> Weight:
         torch, ones = self.torch, np.ones(len(codes), np.float32)
@@ -97,7 +97,7 @@ def fastest(ops: TorchOps, config: ModelConfig) -> TorchOps:
             shares = [seconds / known for (_, known), (_, seconds) in zip(plain, found)]
             if all(share <= limit for share, limit in zip(shares, LIMITS)) and shares[-1] < least:
                 chosen, least = other, shares[-1]
-    log.info("%s: products of the network in %s, %.1f times as fast as float32", ops.name, chosen.gemm, 1 / least)
+    log.info("%s: matrix products in %s, %.1f times as fast as in float32", ops.name, chosen.gemm, 1 / least)
     return chosen
 
 
