@@ -33,7 +33,7 @@ from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import NumpyOps, TorchOps, make_ops
-from vqcomp.runtime.gpt import GPTCodec, ROWS
+from vqcomp.runtime.gpt import ROWS, GPTCodec
 from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.products import shapes_of
@@ -171,7 +171,9 @@ def training(preset: str, device: str, small: bool) -> dict[str, Any]:
     weights = sum(n * k * count for (n, k), count in shapes_of(network).items())
     peak = multiply_rate(device)
     share = 6 * weights * speed / peak  # two FLOP of a weight forward, four backward
-    print(f"training {preset}: {speed:,.0f} tokens/s, {share:.3f} of {peak / 1e12:,.2f} TFLOP/s in bfloat16", flush=True)
+    print(
+        f"training {preset}: {speed:,.0f} tokens/s, {share:.3f} of {peak / 1e12:,.2f} TFLOP/s in bfloat16", flush=True
+    )
     return {"what": "train", "model": preset, "weights": network.parameters(), "device": device,
             "tokens/s": round(speed), "share": round(share, 4), "peak": round(peak)}  # fmt: skip
 

@@ -91,9 +91,7 @@ _OPTIONS = {
     "force": click.option("-f", "--force", is_flag=True, help="Overwrite what exists."),
     "json": click.option("--json", "as_json", is_flag=True, help='Print one JSON object, be it {"error": ...}.'),
     "quiet": click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for."),
-    "verbose": click.option(
-        "-v", "--verbose", is_flag=True, callback=_say_more, help="Say what is chosen, and why."
-    ),
+    "verbose": click.option("-v", "--verbose", is_flag=True, callback=_say_more, help="Say what is chosen, and why."),
 }
 
 

@@ -56,7 +56,7 @@ class State:
     frames: Array
     """(B, history - 1, padded grid) ids of the latest frames, -1 outside the grid and before the first frame."""
     kv: list[Array]
-    """Per block the keys and values of the latest steps, with room for more: (room, 2, B, S, temporal heads, head_dim)."""
+    """Per block the latest steps' keys and values, with room for more: (room, 2, B, S, temporal heads, head_dim)."""
     end: int = 0
     """How much of the room is taken."""
 

@@ -146,8 +146,8 @@ class TorchOps:
     """The same operations over torch, on the CPU or a GPU."""
 
     def __init__(self, device: str = "cpu", gemm: str = "float32", threads: int | None = None) -> None:
-        """gemm: the type of what products multiply, float32, float64 or int8. threads: for the CPU; None leaves torch's own
-        choice. Torch is set up so within `settings` alone."""
+        """gemm: the type of what products multiply, float32, float64 or int8. threads: for the CPU; None leaves torch's
+        own choice. Torch is set up so within `settings` alone."""
         torch = load_torch()
         self.torch = torch
         self.device = torch.device(device)

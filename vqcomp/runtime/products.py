@@ -1,5 +1,6 @@
-"""Other kinds of matrix products than exact.py's, and which of all to use: for a network's shapes on this machine, each is
-proven exact, then timed.
+"""Other kinds of matrix products than exact.py's, and which of all to use for a network on this machine.
+
+For each shape of the network's products, each kind is proven exact and timed.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def trial(ops: TorchOps, shapes: Shapes, rows: int) -> tuple[list[np.ndarray], f
     weights = random.randint(-WEIGHT_MAX, WEIGHT_MAX + 1, 997).astype(np.int8)
     for (n, k), count in shapes.items():
         x, codes = np.resize(inputs, (rows, k)), np.resize(weights, (n, k))
-        x[:2], codes[:2] = [[ACTIVATION_MAX], [-ACTIVATION_MAX]], [[WEIGHT_MAX], [-WEIGHT_MAX]]
+        x[0], x[-1], codes[0], codes[-1] = ACTIVATION_MAX, -ACTIVATION_MAX, WEIGHT_MAX, -WEIGHT_MAX
         # As in a network; so that some results are not clipped, and some are halfway between two integers.
         scales = np.exp2(np.arange(n) % 40 / -4).astype(np.float32)
         weight, y = ops.weight(codes, scales), ops.load(x)

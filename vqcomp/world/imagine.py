@@ -157,7 +157,7 @@ class LearningImaginer:
         network, spec = self.network, self.spec
         codes: list[np.ndarray | None] = [None for _ in spec.factors]
         if network:
-            codes = network.engine.embeddings
+            codes = [*network.engine.embeddings]
             network.start(1)
         mixers = [TreeMixer(spec, f, 1, codes[f]) for f in range(len(spec.factors))]
         before = np.full((1, spec.positions, len(spec.factors)), -1, np.int64)
