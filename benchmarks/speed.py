@@ -1,7 +1,8 @@
 """Speed of the networks: encoding, decoding and training, and their share of what the machine's matrix products allow.
 
-    python benchmarks/speed.py [--model NAME,NAME] [--device cpu|cuda|numpy] [--batches 1,8] [--frames N] [--threads N] [--cpu-time]
-                               [--train base,large] [--learning] [--memory] [--json FILE] [--plot FILE]
+    python benchmarks/speed.py [--model NAME,NAME] [--device cpu|cuda|numpy] [--batches 1,8] [--frames N]
+                               [--threads N] [--cpu-time] [--train base,large] [--learning] [--memory]
+                               [--json FILE] [--plot FILE]
 
 A model is one that ships, or a preset, with random weights and tokens drawn from it. Speeds are medians of five, of
 coding B segments together. The limit is the time that the network's matrix products alone take: on the very shapes, in

@@ -154,7 +154,7 @@ class AdaptiveCodec(Codec):
         if self.network:
             started = self.network.background.submit(self.network.start, len(segments))
             engine = self.network.engine
-            codes = engine.embeddings
+            codes = engine.embeddings  # of each factor's tokens, (V, rank)
         mixers = [TreeMixer(self.spec, f, len(segments), codes[f]) for f in factors]
         if started:
             started.result()  # an error must be heard: the network would go on from another group's state
