@@ -58,7 +58,7 @@ check: $(STAMP) ## Lint and check types
 
 bench: $(STAMP) ## Measure rate and speed
 	$(BIN)/python benchmarks/compression_rate.py
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --learning --memory
 
 clean: ## Remove .venv and caches
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,7 @@ from vqcomp.runtime import layout
 from vqcomp.runtime.kinds import KINDS
 
 PACKAGE = "vqcomp_runtime"
-EXTERNAL = roots(KINDS.values(), files=True, workers=True)
+EXTERNAL = roots(KINDS.values(), files=True, workers=True, model=layout.LARGE_MODEL)
 """All modules, those for external networks too."""
 EVERYTHING = frozenset(name for name in EXTERNAL if not name.startswith(packing.EXTERNAL))
 """All that archives without an external network may need."""

@@ -152,7 +152,7 @@ def decode(stream, items):
     decoder = Decoder(stream)
     for kind, symbols, chances in items:
         if kind == "symbols":
-            yield get_symbols(decoder, chances)
+            yield get_symbols([decoder], chances)
         else:
             arguments = (chances, len(symbols)) if kind == "uniform" else (chances,)
             yield getattr(decoder, f"get_{kind}")(*arguments)

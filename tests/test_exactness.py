@@ -13,6 +13,7 @@ import pytest
 import torch
 from networks import random_segment, random_tensors, tiny_config
 
+from vqcomp.runtime import loading, products
 from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import WEIGHT_MAX
@@ -22,6 +23,7 @@ from vqcomp.runtime.exact import NumpyOps, TorchOps
 from vqcomp.runtime.gpt import GPTCodec
 from vqcomp.runtime.loading import load_engine, self_test
 from vqcomp.runtime.mixed import FramePredictor
+from vqcomp.runtime.products import BfloatOps, PackedOps, fastest
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.weights import write_model
@@ -40,7 +42,26 @@ BACKENDS = {
     "torch float32": lambda: TorchOps("cpu", "float32"),
     "torch float64": lambda: TorchOps("cpu", "float64"),
     "torch int8": lambda: TorchOps("cpu", "int8"),
+    "torch packed": lambda: _packed(),
+    "cuda float32": lambda: _cuda(lambda: TorchOps("cuda", "float32")),
+    "cuda int8": lambda: _cuda(lambda: TorchOps("cuda", "int8")),
+    "cuda bfloat16": lambda: _cuda(BfloatOps),
 }
+
+
+def _packed():
+    ops = PackedOps()
+    try:
+        ops.linear(torch.zeros(1, 32), ops.weight(np.zeros((32, 32), np.int8)))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        pytest.skip(f"this torch has no such products: {error}")
+    return ops
+
+
+def _cuda(make):
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA GPU here")
+    return make()
 
 
 def codec(config, backend="torch float32", seed=0, spread=24):
@@ -59,28 +80,110 @@ def logits(engine, segment, chunks):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_every_backend_writes_the_same_bytes_and_reads_every_others(config):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_writes_the_same_bytes_and_reads_every_others(config, backend):
     segments = [[random_segment(config.spec, n, n)] for n in (9, 4, 6)]
     streams = codec(config, "numpy float32").encode(segments)
-    check = self_test(codec(config, "numpy float32").engine)
-    for backend in BACKENDS:
-        other = codec(config, backend)
-        assert self_test(other.engine) == check, backend
-        assert other.encode(segments) == streams, backend
-        for (found,), (segment,) in zip(other.decode(streams, [[9], [4], [6]]), segments, strict=True):
-            np.testing.assert_array_equal(found, segment)
+    other = codec(config, backend)
+    assert self_test(other.engine) == self_test(codec(config, "numpy float32").engine)
+    assert other.encode(segments) == streams
+    for (found,), (segment,) in zip(other.decode(streams, [[9], [4], [6]]), segments, strict=True):
+        np.testing.assert_array_equal(found, segment)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_every_backend_mixes_the_same_bytes(config):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_mixes_the_same_bytes(config, backend):
     group = [random_segment(config.spec, n, n) for n in (5, 8, 3)]
-    streams = None
-    for backend in BACKENDS:
-        mixed = AdaptiveCodec(config.spec, FramePredictor(codec(config, backend).engine))
-        streams = streams or mixed.encode([group])
-        assert mixed.encode([group]) == streams, backend
-        for found, segment in zip(mixed.decode(streams, [[5, 8, 3]])[0], group, strict=True):
-            np.testing.assert_array_equal(found, segment)
+    streams = AdaptiveCodec(config.spec, FramePredictor(codec(config).engine)).encode([group])
+    mixed = AdaptiveCodec(config.spec, FramePredictor(codec(config, backend).engine))
+    assert mixed.encode([group]) == streams
+    for found, segment in zip(mixed.decode(streams, [[5, 8, 3]])[0], group, strict=True):
+        np.testing.assert_array_equal(found, segment)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [1, 12, 65])
+def test_products_of_vectors_at_the_bounds_are_those_of_integers(backend, rows):
+    """Weights of +-63, inputs of +-127, as many columns as a network may have; every kind of rounding."""
+    ops, random = BACKENDS[backend](), np.random.RandomState(0)
+    for n, k in ((96, 2096), (40, 96), (7, 24), (1, 1)):
+        codes, x = random.randint(-WEIGHT_MAX, WEIGHT_MAX + 1, (n, k)), random.randint(-127, 128, (rows, k))
+        codes[: n // 3], x[: rows // 3 + 1] = WEIGHT_MAX, 127
+        codes[n // 3 : n // 2], x[rows // 2 :: 2] = -WEIGHT_MAX, -127
+        scales = np.exp2(np.arange(n) % 60 / -4).astype(np.float32)
+        exact = (x @ codes.T).astype(np.float32)
+        arguments = ops.load(x.astype(np.float32)), ops.weight(codes.astype(np.int8), scales)
+        np.testing.assert_array_equal(ops.host(ops.linear(*arguments)), exact * scales)
+        np.testing.assert_array_equal(ops.host(ops.codes(*arguments)), np.clip(np.rint(exact * scales), -127, 127))
+        plain = ops.weight(codes.astype(np.int8))
+        np.testing.assert_array_equal(ops.host(ops.linear(arguments[0], plain)), exact)
+
+
+def timed(monkeypatch, **seconds):
+    """Trials take so long, by the kind of products, whatever they took."""
+    real = products.trial
+    monkeypatch.setattr(products, "trial", lambda ops, *rest: (real(ops, *rest)[0], seconds[ops.gemm]))
+
+
+def test_the_fastest_kind_of_products_is_chosen_if_it_is_clearly_faster(monkeypatch):
+    plain, config = TorchOps("cpu"), CONFIGS["tiny"]
+    timed(monkeypatch, float32=1.0, int8_packed=2.0, int8=0.5)
+    assert fastest(plain, config).gemm == "int8"
+    monkeypatch.undo()
+    timed(monkeypatch, float32=1.0, int8_packed=0.9, int8=0.8)
+    assert fastest(plain, config) is plain
+
+
+def test_a_kind_of_products_that_is_not_exact_is_dropped_with_a_warning(monkeypatch, caplog):
+    timed(monkeypatch, float32=1.0, int8_packed=2.0, int8=0.1)
+    right = TorchOps._int8
+
+    def saturating(self, x, matrix):
+        return right(self, x, matrix).clamp(-(1 << 15), (1 << 15) - 1)
+
+    monkeypatch.setattr(TorchOps, "_int8", saturating)
+    plain = TorchOps("cpu")
+    assert fastest(plain, CONFIGS["tiny"]) is plain
+    assert "int8 products are not exact here" in caplog.text
+
+
+def test_a_kind_of_products_that_this_torch_lacks_is_passed_over(monkeypatch):
+    def missing(*_):
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(PackedOps, "weight", missing)
+    monkeypatch.setattr(TorchOps, "_int8", missing)
+    plain = TorchOps("cpu")
+    assert fastest(plain, CONFIGS["tiny"]) is plain
+
+
+def test_a_large_network_is_loaded_with_the_kind_that_was_chosen_and_predicts_the_same(monkeypatch):
+    config = CONFIGS["tiny"]
+    tensors = random_tensors(config)
+    model = write_model(config, tensors, self_test(Engine(config, tensors, NumpyOps())))
+    assert load_engine(config.spec, model, Compute("cpu")).ops.gemm == "float32"
+    monkeypatch.setattr(loading, "LARGE_MODEL", len(model))
+    timed(monkeypatch, float32=1.0, int8_packed=2.0, int8=0.1)
+    engine, segment = load_engine(config.spec, model, Compute("cpu")), random_segment(config.spec, 5)
+    assert engine.ops.gemm == "int8"
+    np.testing.assert_array_equal(logits(engine, segment, [5]), logits(codec(config).engine, segment, [2, 3]))
+
+
+def test_a_fork_goes_on_by_itself():
+    config = CONFIGS["tiny"]
+    engine, segment = codec(config).engine, random_segment(config.spec, 12)
+    whole = logits(engine, segment, [12])[0]
+    previous = np.concatenate([np.full_like(segment[:1], -1), segment[:-1]])[None]
+    for first in range(1, 8):
+        state = engine.start(1)
+        engine.forward(state, previous[:, :first])
+        fork = engine.fork(state, 2)
+        for t in range(first, 12):  # what one does, the other does not see
+            x = engine.forward(state, previous[:, t : t + 1] // 2)
+            (y,) = engine.forward(fork, previous[:, t : t + 1].repeat(2, 0))
+            np.testing.assert_array_equal(engine.ops.host(y).reshape(2, *whole[t].shape), np.stack([whole[t]] * 2))
+        assert (engine.ops.host(x[0]) != whole[11]).any()
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -214,7 +317,7 @@ def test_engine_computes_what_was_trained_from_known_tokens_of_the_frame_itself(
         blind = model(torch.from_numpy(segment[None]).long())
     own = np.where(known[..., None], segment, -1)[None]
     previous = np.concatenate([np.full_like(segment[:1], -1), segment[:-1]])[None]
-    for backend in BACKENDS:
+    for backend in [name for name in BACKENDS if not name.startswith(("cuda", "torch packed"))]:
         engine = Engine(*model.export(), BACKENDS[backend]())
         state = engine.start(1)
         parts = [engine.forward(state, previous[:, a:b], own[:, a:b]) for a, b in ((0, 4), (4, 5), (5, 11))]

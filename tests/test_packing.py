@@ -14,6 +14,7 @@ from shipped import EVERYTHING, EXTERNAL, PACKAGE, imported, write_decoder
 from vqcomp.archive import packing
 from vqcomp.archive.packing import bootstrap, roots, runtime_archive, runtime_modules
 from vqcomp.runtime.kinds import ADAPTIVE, MIXED, TOKEN, TOKEN_MIXED
+from vqcomp.runtime.layout import LARGE_MODEL
 
 RUNTIME = REPOSITORY / "vqcomp/runtime"
 
@@ -67,6 +68,11 @@ def test_an_archive_without_a_network_carries_nothing_of_it():
     assert {"main", "reader", "adapt", "mixing", "online"} <= alone
     assert not alone & {"gpt", "engine", "exact", "weights", "config", "workers", "files", "mixed"}
     assert alone < set(runtime_modules(roots([MIXED], files=False, workers=False)))
+
+
+def test_archives_of_large_networks_alone_carry_other_kinds_of_products():
+    small, large = (roots([MIXED], files=False, workers=False, model=n) for n in (LARGE_MODEL - 1, LARGE_MODEL))
+    assert set(runtime_modules(large)) - set(runtime_modules(small)) == {"products"}
 
 
 def test_encoders_are_not_shipped():

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY, files_in, tokens
+from shipped import EVERYTHING
 
 import vqcomp
 from vqcomp.archive import packing
 from vqcomp.runtime import coder
 from vqcomp.runtime import layout as format
-from vqcomp.runtime.kinds import KINDS
 from vqcomp.runtime.launch import NUMPY
 
 LATE = ("torch", "huggingface_hub")
@@ -114,7 +114,7 @@ def test_shipped_modules_are_the_repositorys_stripped(unpacked, name):
 
 
 def test_every_runtime_module_is_shipped_by_some_archive():
-    shipped = {"decompress", *packing.runtime_modules(packing.roots(KINDS.values(), files=True, workers=True))}
+    shipped = {"decompress", *packing.runtime_modules(EVERYTHING)}
     assert {path.stem for path in RUNTIME.glob("*.py")} == shipped
 
 

@@ -165,7 +165,8 @@ class Estimator:
     def decoder(self, model: ModelFile | None) -> int:
         """Bytes of the decoder; it needs the learner, too, if other tokens are coded by it whatever the model."""
         kinds = {choose_kind(model.data if model else None, self.adapt), *({ADAPTIVE} if self.mixed_specs else ())}
-        return len(runtime_archive(roots(kinds, files=False, workers=False)))
+        size = len(model.data) if model else 0
+        return len(runtime_archive(roots(kinds, files=False, workers=False, model=size)))
 
     def _whole_groups(self) -> Sample:
         size = self._group_size

@@ -32,13 +32,13 @@ RUNTIME_LIMIT = 1 << 24
 """Bytes of a decoder's modules: one of more is taken for a bomb."""
 
 
-def roots(kinds: Iterable[Kind], *, files: bool, workers: bool) -> frozenset[str]:
+def roots(kinds: Iterable[Kind], *, files: bool, workers: bool, model: int = 0) -> frozenset[str]:
     """The modules that an archive's decoder starts from: what is imported late where it is needed.
 
     kinds: of its codecs. files: whether it holds any that are no arrays. workers: whether groups can be coded side by
-    side.
+    side. model: bytes of the network's weights.
     """
-    late = {"files": files, "workers": workers}
+    late = {"files": files, "workers": workers, "products": model >= layout.LARGE_MODEL}
     return frozenset({ENTRY, "main", *(kind.module for kind in kinds), *(name for name in late if late[name])})
 
 

@@ -60,7 +60,8 @@ class Writer:
         self.zip = zipfile.ZipFile(path, "w")
         try:
             if decoder:
-                modules = roots((kind for _, kind in codings), files=bool(raw or files), workers=workers)
+                chosen, weights = (kind for _, kind in codings), len(model or b"")
+                modules = roots(chosen, files=bool(raw or files), workers=workers, model=weights)
                 runtime = runtime_archive(modules)
                 self._put(layout.BOOTSTRAP, bootstrap(runtime), zipfile.ZIP_DEFLATED)
                 self._put(layout.RUNTIME, runtime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -52,6 +53,14 @@ def parse_precision(context: click.Context, parameter: click.Parameter, value: s
 def _check_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not re.fullmatch(r"auto|numpy|cpu|cuda(:\d+)?", value):
         raise click.BadParameter(f"expected auto, numpy, cpu, cuda or cuda:N, found {value}")
+    return value
+
+
+def _say_more(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    """Print what the log says of choices, too."""
+    if value:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("vqcomp").setLevel(logging.INFO)
     return value
 
 
@@ -111,7 +120,7 @@ _OPTIONS = {
     "force": click.option("-f", "--force", is_flag=True, help="Overwrite what exists."),
     "json": click.option("--json", "as_json", is_flag=True, help='Print one JSON object, be it {"error": ...}.'),
     "quiet": click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for."),
-    "verbose": click.option("-v", "--verbose", is_flag=True, help="Say what is chosen, and why."),
+    "verbose": click.option("-v", "--verbose", is_flag=True, callback=_say_more, help="Say what is chosen, and why."),
 }
 
 

@@ -159,7 +159,7 @@ class AdaptiveCodec(Codec):
         if self.network:
             started = self.network.background.submit(self.network.start, len(segments))
             engine = self.network.engine
-            codes = [engine.ops.host(weight).T for weight, _ in engine.output]  # of each factor's tokens, (V, rank)
+            codes = engine.embeddings  # of each factor's tokens, (V, rank)
         mixers = [TreeMixer(self.spec, f, len(segments), codes[f]) for f in factors]
         if started:
             started.result()  # an error must be heard: the network would go on from another group's state

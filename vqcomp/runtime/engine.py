@@ -9,7 +9,7 @@ rows are (b, c, s) flattened, B * C * S of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from .arithmetic import (
 )
 from .config import ModelConfig, Offset
 from .errors import ModelError
-from .exact import Array, NumpyOps, TorchOps
+from .exact import Array, NumpyOps, TorchOps, Weight
 
 Tensors = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """name -> (codes int8 (rows, columns), scale codes int8 (rows,) or (1,)); see `ModelConfig.tensor_shapes`."""
@@ -56,12 +56,13 @@ class State:
     frames: Array
     """(B, history - 1, padded grid) ids of the latest frames, -1 outside the grid and before the first frame."""
     kv: list[Array]
-    """Per block the keys and values of at most N - 1 steps: (steps kept, 2, B * S * temporal heads, head_dim)."""
+    """Per block the latest steps' keys and values, with room for more: (room, 2, B, S, temporal heads, head_dim)."""
+    end: int = 0
+    """How much of the room is taken."""
 
     def keep(self, segments: int) -> None:
         """Go on with the first `segments` only."""
-        rows = self.kv[0].shape[2] // len(self.frames) * segments
-        self.frames, self.kv = self.frames[:segments], [x[:, :, :rows] for x in self.kv]
+        self.frames, self.kv = self.frames[:segments], [x[:, :, :segments] for x in self.kv]
 
 
 class Engine:
@@ -72,16 +73,20 @@ class Engine:
         c, factors = config, range(len(config.factors))
         _check_sums(config, tensors)
 
-        def matrix(name: str) -> tuple[Array, Array]:
+        def matrix(name: str) -> Weight:
             codes, scales = tensors[name]
             if name.endswith("qkv"):
                 rows = _heads_together(c)
                 codes, scales = codes[rows], scales[rows]
-            return ops.weight(codes), ops.load(multipliers(scales))
+            return ops.weight(codes, multipliers(scales))
 
         self.position = ops.load(scaled(*tensors["position"], c.residual_max).T)  # (S, D)
-        # A token's whole way into the residual stream is one row of a table: (V + 1, D), the last row for "no frame".
-        self.tables = [[ops.load(_table(tensors, i, f, c.residual_max)) for f in factors] for i in range(c.inputs)]
+        # A token's whole way into the residual stream is one row of a table: (V + 1, D), the first row for "no frame".
+        # All tables are one; `first` tells where in it, less the number of the first token, each begins.
+        tables = [_table(tensors, i, f, c.residual_max) for i in range(c.inputs) for f in factors]
+        self.table = ops.load(np.concatenate(tables))
+        sizes = np.array([len(table) for table in tables])
+        self.first = ops.load((np.cumsum(sizes) - sizes + 1).reshape(c.inputs, -1).T[:, None])  # (F, 1, inputs)
         self.flags = matrix("flags") if c.flags else None
         self.blocks = [
             {name: matrix(f"blocks.{i}.{name}") for name in ("qkv", "proj", "up", "down")} for i in range(c.blocks)
@@ -95,13 +100,16 @@ class Engine:
                 self.time.append(np.concatenate([table, np.full_like(table[:, :1], MASKED)], 1))  # (heads, N + 1)
         self.head = [matrix(f"head.{f}") for f in factors]
         embeds = [tensors[f"embed.{f}"] for f in factors]
-        self.output = [(ops.weight(codes[:-1]), ops.load(multipliers(scales))) for codes, scales in embeds]
+        self.embeddings = [codes[:-1].astype(np.float32) for codes, _ in embeds]
+        """For each factor the codes of its tokens, (V, R)."""
+        self.output = [ops.weight(codes[:-1], multipliers(scales).repeat(len(codes) - 1)) for codes, scales in embeds]
         self.bias = [ops.load(scaled(*tensors[f"bias.{f}"], OUTPUT_BIAS_MAX)[0]) for f in factors]
 
         wanted = {(i + 1, 0, 0) for i in range(c.stack)} | set(c.copies) | {o for pair in c.flags for o in pair}
         self.offsets: list[Offset] = sorted(wanted)
         self.margin = max(abs(dy) for _, dy, _ in wanted), max(abs(dx) for _, _, dx in wanted)
         at = self.offsets.index
+        self.stack = ops.load(np.array([at((min(i + 1, c.stack), 0, 0)) for i in range(c.inputs)], np.int64))
         self.copies = ops.load(np.array([at(o) for o in c.copies], np.int64))
         self.pairs = [ops.load(np.array([at(pair[side]) for pair in c.flags], np.int64)) for side in (0, 1)]
         self.cached: dict[Any, Array] = {}
@@ -110,8 +118,14 @@ class Engine:
         """The state before the first frame of `batch` segments."""
         c, ops = self.config, self.ops
         shape = (batch, c.history - 1, c.height + 2 * self.margin[0], c.width + 2 * self.margin[1])
-        none = ops.empty(0, 2, batch * c.positions * c.temporal_heads, c.head_dim)
+        none = ops.empty(0, 2, batch, c.positions, c.temporal_heads, c.head_dim)
         return State(ops.load(np.full(shape, -1, np.int64)), [none] * c.blocks)
+
+    def fork(self, state: State, copies: int = 1) -> State:
+        """As many copies of the state of each segment, which go on by themselves."""
+        concat, kept = self.ops.concat, slice(max(0, state.end - self.config.window + 1), state.end)
+        kv = [concat([x[kept]] * copies, 2) for x in state.kv]
+        return State(concat([state.frames] * copies, 0), kv, len(kv[0]))
 
     def forward(self, state: State, previous: np.ndarray, own: np.ndarray | None = None) -> list[Array]:
         """Predict C frames of each of B segments, and move `state` C steps on.
@@ -122,19 +136,32 @@ class Engine:
         Returns for each factor the logits in 1/64 bit: integers in float32, (B * C * S, V).
         """
         batch, steps = previous.shape[:2]
+        if state.end + steps > len(state.kv[0]):
+            room = max(steps, self.config.window // 2)  # then what is kept is moved every so many steps
+            state.kv = [self._moved(x, state.end, room) for x in state.kv]
+            state.end = len(state.kv[0]) - room
         past = self._past(state, previous)  # (rows, offsets)
         h = self._embed(past, own)  # (rows, D)
         for i, block in enumerate(self.blocks):
             self._attend(h, block, i, state, batch, steps)
             self._mlp(h, block)
+        state.end += steps
         return self._logits(h, past)
+
+    def _moved(self, kv: Array, end: int, room: int) -> Array:
+        """A new array of those of the keys and values that the next step sees, with room for more."""
+        kept = min(end, self.config.window - 1)
+        new = self.ops.empty(kept + room, *kv.shape[1:])
+        new[:kept] = kv[end - kept : end]
+        return new
 
     def _past(self, state: State, previous: np.ndarray) -> Array:
         """The ids at all offsets of all rows, (rows, offsets); -1 where there is no such token."""
         c, ops, (my, mx) = self.config, self.ops, self.margin
         batch, steps = previous.shape[:2]
-        grid = self._ids(previous).reshape(batch, steps, c.height, c.width)
-        grid = np.pad(grid, ((0, 0), (0, 0), (my, my), (mx, mx)), constant_values=-1)
+        grid = np.full((batch, steps, c.height + 2 * my, c.width + 2 * mx), -1, np.int64)
+        inside = grid[:, :, my : my + c.height, mx : mx + c.width]
+        inside[:] = self._ids(previous).reshape(inside.shape)
         frames = ops.concat([state.frames, ops.load(grid)], 1)  # (B, history - 1 + C, padded grid)
         state.frames = frames[:, steps:]
         if ("past", steps) not in self.cached:
@@ -163,37 +190,20 @@ class Engine:
 
     def _embed(self, past: Array, own: np.ndarray | None) -> Array:
         c, ops = self.config, self.ops
-        parts = []
-        for i, tables in enumerate(self.tables):
-            ids = past[:, self.offsets.index((min(i + 1, c.stack), 0, 0))]
-            if i == c.stack:  # those of the predicted frame itself
-                ids = ids * 0 - 1 if own is None else ops.load(self._ids(own).reshape(-1))
-            for f, table in enumerate(tables):
-                rows = self._factor(ids, f)
-                rows = ops.where(rows < 0, c.factors[f], rows)
-                parts.append(ops.take(table, rows))
-        h = parts[0]
-        for part in parts[1:]:
-            h += part
+        ids = ops.take(past, self.stack, 1)  # (rows, inputs)
+        if c.within_frame:  # the last ones are those of the predicted frame itself
+            ids[:, c.stack] = -1 if own is None else ops.load(self._ids(own).reshape(-1))
+        rows = [ops.at_least_(self._factor(ids, f), -1) + first for f, first in enumerate(self.first)]
+        h = ops.take_sum(self.table, rows[0] if len(rows) == 1 else ops.concat(rows, 1))
         if self.flags is not None:
             a, b = (ops.take(past, side, 1) for side in self.pairs)  # (rows, flags)
-            h += self._scaled_linear(ops.as_float((a == b) & (a >= 0)), self.flags)
+            h += ops.round_(ops.linear((a == b) & (a >= 0), self.flags))
         h = h.reshape(-1, c.positions, c.dim)
         h += self.position
         return ops.clip_(h, -c.residual_max, c.residual_max).reshape(-1, c.dim)
 
-    def _scaled_linear(self, x: Array, matrix: tuple[Array, Array]) -> Array:
-        """Linear, times the row multipliers, rounded."""
-        weight, scale = matrix
-        y = self.ops.linear(x, weight)
-        y *= scale
-        return self.ops.round_(y)
-
-    def _codes(self, x: Array, matrix: tuple[Array, Array]) -> Array:
-        return self.ops.clip_(self._scaled_linear(x, matrix), -ACTIVATION_MAX, ACTIVATION_MAX)
-
-    def _add(self, h: Array, x: Array, matrix: tuple[Array, Array]) -> None:
-        h += self._scaled_linear(x, matrix)
+    def _add(self, h: Array, x: Array, weight: Weight) -> None:
+        h += self.ops.round_(self.ops.linear(x, weight))
         self.ops.clip_(h, -self.config.residual_max, self.config.residual_max)
 
     def _norm(self, h: Array) -> Array:
@@ -203,25 +213,33 @@ class Engine:
         a = h * ops.quotient(NORM_TARGET * self.config.dim, total)
         return ops.clip_(ops.round_(a), -ACTIVATION_MAX, ACTIVATION_MAX)
 
-    def _attend(self, h: Array, block: dict[str, tuple[Array, Array]], i: int, state: State, b: int, c: int) -> None:
-        """Spatial heads look at the positions of their own step, temporal heads at the window of their position."""
+    def _attend(self, h: Array, block: dict[str, Weight], i: int, state: State, b: int, c: int) -> None:
+        """Spatial heads look at the positions of their own step, temporal heads at the window of their position.
+
+        n = b * c * hs of the spatial heads, b * s * ht of the temporal ones; K keys.
+        """
         cfg, ops = self.config, self.ops
         s, hs, ht, e = cfg.positions, cfg.spatial_heads, cfg.temporal_heads, cfg.head_dim
-        qkv = self._codes(self._norm(h), block["qkv"])  # (rows, 3 A), spatial heads first: see _heads_together
-        out = ops.empty(b, c, s, hs + ht, e)
+        qkv = ops.codes(self._norm(h), block["qkv"])  # (rows, 3 A), spatial heads first: see _heads_together
+        out = ops.empty_codes(b, c, s, hs + ht, e)
+        heads = []  # queries (n, Q, e), keys (n, e, K), values (n, K, e), bias (heads, Q, K)
+        into = []  # where it goes: a view of `out`
         if hs:
-            x = ops.permute(qkv[:, : 3 * hs * e].reshape(b * c, s, 3, hs, e), 2, 0, 3, 1, 4)
+            x = ops.arrange(qkv[:, : 3 * hs * e].reshape(b * c, s, 3, hs, e), 2, 0, 3, 1, 4)
             q, k, v = x.reshape(3, b * c * hs, s, e)
-            o = self._mix(q, k, v, self.space[i]).reshape(b, c, hs, s, e)
-            out[:, :, :, :hs] = ops.permute(o, 0, 1, 3, 2, 4)
+            heads.append((q, ops.transpose(k), v, self.space[i]))
+            into.append(ops.permute(out[:, :, :, :hs], 0, 1, 3, 2, 4))
         if ht:
-            x = ops.permute(qkv[:, 3 * hs * e :].reshape(b, c, s, 3, ht, e), 1, 3, 0, 2, 4, 5)
-            x = x.reshape(c, 3, b * s * ht, e)
-            kv = ops.concat([state.kv[i], x[:, 1:]], 0)  # (kept + C, 2, B * S * heads, e)
-            state.kv[i] = kv[max(0, len(kv) - (cfg.window - 1)) :]
-            q, k, v = (ops.permute(y, 1, 0, 2) for y in (x[:, 0], kv[:, 0], kv[:, 1]))
-            o = self._mix(q, k, v, self._temporal_bias(i, c, len(kv))).reshape(b, s, ht, c, e)
-            out[:, :, :, hs:] = ops.permute(o, 0, 3, 1, 2, 4)
+            x = qkv[:, 3 * hs * e :].reshape(b, c, s, 3, ht, e)
+            end = state.end + c
+            state.kv[i][state.end : end] = ops.permute(x[:, :, :, 1:], 1, 3, 0, 2, 4, 5)
+            kv = state.kv[i][max(0, end - c - cfg.window + 1) : end]
+            k, v = (kv[:, j].reshape(len(kv), -1, e) for j in (0, 1))
+            q = ops.arrange(x[:, :, :, 0], 0, 2, 3, 1, 4).reshape(-1, c, e)
+            heads.append((q, ops.permute(k, 1, 2, 0), ops.permute(v, 1, 0, 2), self._temporal_bias(i, c, len(kv))))
+            into.append(ops.permute(out[:, :, :, hs:], 0, 2, 3, 1, 4))
+        for o, view in zip(self._mix(heads), into):
+            view[:] = o.reshape(view.shape)
         self._add(h, out.reshape(-1, cfg.attention_dim), block["proj"])
 
     def _temporal_bias(self, i: int, steps: int, keys: int) -> Array:
@@ -232,29 +250,35 @@ class Engine:
             self.cached["time", i, steps, keys] = self.ops.load(self.time[i][:, age])
         return self.cached["time", i, steps, keys]
 
-    def _mix(self, q: Array, k: Array, v: Array, bias: Array) -> Array:
-        """Attention: (n * heads, Q, e), (n * heads, K, e) twice, bias (heads, Q, K) -> (n * heads, Q, e).
+    def _mix(self, heads: list[tuple[Array, Array, Array, Array]]) -> Iterator[Array]:
+        """Attention: queries (n, Q, e), keys (n, e, K), values (n, K, e), bias (heads, Q, K) -> (n, Q, e), of each.
 
         The weight of a key is (1 + x / 2^15)^8, near exp(x / 2^12), for x = score - best > -2^15, else 0; in 1/127.
         """
-        ops = self.ops
-        p = ops.bmm(q, ops.transpose(k)).reshape(-1, *bias.shape)
-        p += bias
-        p -= ops.row_max(p) - SCORE_RANGE
+        ops, parts, start = self.ops, [], 0
+        # The weights of all lie in one array, so that what is done to each number is done once.
+        p = ops.empty(sum(len(q) * q.shape[1] * k.shape[2] for q, k, _, _ in heads))
+        for q, k, v, bias in heads:
+            end = start + len(q) * q.shape[1] * k.shape[2]
+            part = ops.bmm(q, k, p[start:end].reshape(len(q), q.shape[1], -1))
+            start = end
+            scores = part.reshape(-1, *bias.shape)
+            scores += bias
+            part -= ops.row_max(part) - SCORE_RANGE
+            parts.append((part, v))
         ops.at_least_(p, 0)
         for _ in range(3):
             p *= p
         p *= ACTIVATION_MAX * 2.0**-120  # 127 / SCORE_RANGE^8
-        p = ops.round_(p).reshape(len(q), *bias.shape[1:])
-        o = ops.bmm(p, v)
-        o *= ops.quotient(1, ops.row_sum(p))
-        return ops.round_(o)
+        ops.round_(p)
+        for part, v in parts:
+            o = ops.bmm(part, v)
+            o *= ops.quotient(1, ops.row_sum(part))
+            yield ops.round_(o)
 
-    def _mlp(self, h: Array, block: dict[str, tuple[Array, Array]]) -> None:
+    def _mlp(self, h: Array, block: dict[str, Weight]) -> None:
         """Squared ReLU."""
-        weight, scale = block["up"]
-        u = self.ops.linear(self._norm(h), weight)
-        u *= scale
+        u = self.ops.linear(self._norm(h), block["up"])
         self.ops.clip_(u, 0, HIDDEN_MAX)
         u *= u
         self._add(h, self.ops.round_(u), block["down"])
@@ -265,9 +289,9 @@ class Engine:
         candidates = ops.take(past, self.copies, 1)  # (rows, copies)
         logits = []
         for f in range(len(c.factors)):
-            y = self._scaled_linear(a, self.head[f])  # (rows, R + copies)
+            y = ops.round_(ops.linear(a, self.head[f]))  # (rows, R + copies)
             z = ops.clip_(y[:, : c.rank], -ACTIVATION_MAX, ACTIVATION_MAX)
-            x = self._scaled_linear(z, self.output[f])  # (rows, V)
+            x = ops.round_(ops.linear(z, self.output[f]))  # (rows, V)
             x += self.bias[f]
             if c.copies:
                 ids = self._factor(candidates, f)
@@ -280,7 +304,7 @@ class Engine:
 
 def _table(tensors: Tensors, stack: int, factor: int, bound: int) -> np.ndarray:
     embed, (up, scales) = tensors[f"embed.{factor}"][0], tensors[f"stack.{stack}.{factor}"]
-    exact = embed.astype(np.int64) @ up.T.astype(np.int64)  # (V + 1, D)
+    exact = np.roll(embed, 1, 0).astype(np.int64) @ up.T.astype(np.int64)  # (1 + V, D)
     table = np.rint(exact.astype(np.float32) * multipliers(scales))
     return np.clip(table, -bound, bound, out=table)
 

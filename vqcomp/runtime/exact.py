@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from .arithmetic import ACTIVATION_MAX
 from .errors import DependencyError, InputError
 
 Array = Any
 """A NumPy array or a torch tensor; float32 unless said otherwise."""
 
-GEMMS = ("float32", "float64", "int8")
+Weight = tuple[Any, Any]
+"""What `linear` multiplies by, and the multipliers of what comes out; None for none."""
 
 
 class NumpyOps:
@@ -35,8 +37,6 @@ class NumpyOps:
     on_host = True
 
     def __init__(self, gemm: str = "float32") -> None:
-        if gemm not in ("float32", "float64"):
-            raise InputError(f"gemm over NumPy: expected float32 or float64, found {gemm!r}")
         self.gemm = np.dtype(gemm)
 
     def settings(self, shared: bool = True) -> AbstractContextManager[None]:
@@ -55,21 +55,38 @@ class NumpyOps:
         """float32, values undefined."""
         return np.empty(shape, np.float32)
 
-    def weight(self, codes: np.ndarray) -> Array:
-        """(N, K) integer codes -> what `linear` wants."""
-        return np.ascontiguousarray(codes.T, self.gemm)
+    def weight(self, codes: np.ndarray, scales: np.ndarray | None = None) -> Weight:
+        """(N, K) integer codes and perhaps a multiplier for each row (N,) -> what `linear` wants."""
+        return np.ascontiguousarray(codes.T, self.gemm), None if scales is None else self.load(scales)
 
-    def linear(self, x: Array, weight: Array) -> Array:
-        """(M, K) times a `weight` of (N, K) -> (M, N), exact while K * max|x| * max|w| < 2^24."""
-        return np.matmul(x.astype(self.gemm, copy=False), weight).astype(np.float32, copy=False)
+    def linear(self, x: Array, weight: Weight) -> Array:
+        """(M, K) times a `weight` of (N, K) -> (M, N), exact while K * max|x| * max|w| < 2^24; times the multipliers.
 
-    def bmm(self, a: Array, b: Array) -> Array:
+        x: integers of any type.
+        """
+        matrix, scale = weight
+        y = np.matmul(x.astype(self.gemm, copy=False), matrix).astype(np.float32, copy=False)
+        return y if scale is None else np.multiply(y, scale, out=y)
+
+    def codes(self, x: Array, weight: Weight) -> Array:
+        """`linear`, rounded and clipped to ACTIVATION_MAX: integers of a type that `linear` takes as it is."""
+        return self.clip_(self.round_(self.linear(x, weight)), -ACTIVATION_MAX, ACTIVATION_MAX)
+
+    def empty_codes(self, *shape: int) -> Array:
+        """Of that type, values undefined."""
+        return self.empty(*shape)
+
+    def bmm(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """(n, M, K) @ (n, K, N), exact under the same condition."""
-        return np.matmul(a, b)
+        return np.matmul(a, b, out=out)
 
     def take(self, table: Array, index: Array, axis: int = 0) -> Array:
         """The slices of `table` that the integers (n,) name."""
         return np.take(table, index, axis)
+
+    def take_sum(self, table: Array, index: Array) -> Array:
+        """The sum of the rows of `table` (R, D) that each row of `index` (n, m) names: (n, D)."""
+        return np.take(table, index, 0).sum(1)
 
     def round_(self, x: Array) -> Array:
         """To the nearest integer, halves to even."""
@@ -78,8 +95,9 @@ class NumpyOps:
     def clip_(self, x: Array, low: float, high: float) -> Array:
         return np.clip(x, low, high, out=x)
 
-    def floor_(self, x: Array) -> Array:
-        return np.floor(x, out=x)
+    def floor_(self, x: Array, out: Array | None = None) -> Array:
+        """Perhaps into another array."""
+        return np.floor(x, out=x if out is None else out)
 
     def at_least_(self, x: Array, low: float) -> Array:
         return np.maximum(x, low, out=x)
@@ -101,6 +119,10 @@ class NumpyOps:
     def permute(self, x: Array, *axes: int) -> Array:
         return x.transpose(axes)
 
+    def arrange(self, x: Array, *axes: int) -> Array:
+        """`permute`, with float32 to hold the integers."""
+        return x.transpose(axes)
+
     def transpose(self, x: Array) -> Array:
         """Swap the last two axes."""
         return x.swapaxes(-1, -2)
@@ -110,10 +132,6 @@ class NumpyOps:
 
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         return np.where(condition, x, y)
-
-    def as_float(self, x: Array) -> Array:
-        """Integers or booleans -> float32."""
-        return x.astype(np.float32)
 
     def bits_to_float(self, x: Array) -> Array:
         """float32 holding integers below 2^31 -> the float32 that has this integer as its bit pattern."""
@@ -129,10 +147,9 @@ class TorchOps:
     """The same operations over torch, on the CPU or a GPU."""
 
     def __init__(self, device: str = "cpu", gemm: str = "float32", threads: int | None = None) -> None:
-        """threads: for the CPU; None leaves torch's own choice. Torch is set up so within `settings` alone."""
+        """gemm: the type of what products multiply, float32, float64 or int8. threads: for the CPU; None leaves torch's
+        own choice. Torch is set up so within `settings` alone."""
         torch = load_torch()
-        if gemm not in GEMMS:
-            raise InputError(f"gemm: expected one of {GEMMS}, found {gemm!r}")
         self.torch = torch
         self.device = torch.device(device)
         self.name = f"torch:{self.device}"
@@ -150,7 +167,8 @@ class TorchOps:
             # Products of integers within 8 bits are exact in TF32 as well, but the sums of attention are not of such.
             products.allow_tf32 = False
         try:
-            yield
+            with torch.inference_mode():
+                yield
         finally:
             torch.set_num_threads(threads)
             if tf32:
@@ -165,30 +183,40 @@ class TorchOps:
     def empty(self, *shape: int) -> Array:
         return self.torch.empty(shape, dtype=self.torch.float32, device=self.device)
 
-    def weight(self, codes: np.ndarray) -> Array:
-        dtype = {"float32": np.float32, "float64": np.float64, "int8": np.int8}[self.gemm]
-        return self.load(codes.T.astype(dtype))
+    def weight(self, codes: np.ndarray, scales: np.ndarray | None = None) -> Weight:
+        matrix = self.load(codes.T).to(getattr(self.torch, self.gemm))
+        return matrix, None if scales is None else self.load(scales)
 
-    def linear(self, x: Array, weight: Array) -> Array:
-        if self.gemm == "float32":
-            return self.torch.mm(x, weight)
-        return self.torch.mm(x.double(), weight).float() if self.gemm == "float64" else self._int8(x, weight)
+    def linear(self, x: Array, weight: Weight) -> Array:
+        matrix, scale = weight
+        x = x.to(matrix.dtype)
+        y = (self._int8(x, matrix) if self.gemm == "int8" else self.torch.mm(x, matrix)).float()
+        return y if scale is None else y.mul_(scale)
 
-    def _int8(self, x: Array, weight: Array) -> Array:
-        # torch._int_mm on CUDA wants more than 16 rows, and columns in multiples of 8.
-        pad = self.torch.nn.functional.pad
-        rows, (depth, columns) = len(x), weight.shape
-        x = pad(x.to(self.torch.int8), (0, -depth % 8, 0, max(0, 17 - rows)))
-        weight = pad(weight, (0, -columns % 8, 0, -depth % 8))
-        return self.torch._int_mm(x, weight)[:rows, :columns].float()
+    def _int8(self, x: Array, matrix: Array) -> Array:
+        rows, (depth, columns) = len(x), matrix.shape
+        if not self.on_host:  # CUDA wants more than 16 rows, and columns in multiples of 8
+            pad = self.torch.nn.functional.pad
+            x, matrix = pad(x, (0, -depth % 8, 0, max(0, 17 - rows))), pad(matrix, (0, -columns % 8, 0, -depth % 8))
+        return self.torch._int_mm(x, matrix)[:rows, :columns]
 
-    def bmm(self, a: Array, b: Array) -> Array:
-        if a.shape[1] == 1 and self.on_host:  # many products of a row and a small matrix: bmm takes three times as long
-            return (a.mT * b).sum(1, keepdim=True)
-        return self.torch.bmm(a, b)
+    def codes(self, x: Array, weight: Weight) -> Array:
+        return self.linear(x, weight).round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
+
+    def empty_codes(self, *shape: int) -> Array:
+        return self.empty(*shape)
+
+    def bmm(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        # On a CPU, torch computes the smallest products of a row and a matrix in a loop that takes three times as long.
+        if self.on_host and a.shape[1] == 1 and a.shape[2] * b.shape[2] < 400:
+            return self.torch.sum(a.mT * b, 1, keepdim=True, out=out)
+        return self.torch.bmm(a, b, out=out)
 
     def take(self, table: Array, index: Array, axis: int = 0) -> Array:
         return table.index_select(axis, index)
+
+    def take_sum(self, table: Array, index: Array) -> Array:
+        return self.torch.nn.functional.embedding_bag(index, table, mode="sum")
 
     def round_(self, x: Array) -> Array:
         return x.round_()
@@ -196,8 +224,8 @@ class TorchOps:
     def clip_(self, x: Array, low: float, high: float) -> Array:
         return x.clamp_(low, high)
 
-    def floor_(self, x: Array) -> Array:
-        return x.floor_()
+    def floor_(self, x: Array, out: Array | None = None) -> Array:
+        return self.torch.floor(x, out=x if out is None else out)
 
     def at_least_(self, x: Array, low: float) -> Array:
         return x.clamp_(min=low)
@@ -220,6 +248,10 @@ class TorchOps:
     def permute(self, x: Array, *axes: int) -> Array:
         return x.permute(*axes)
 
+    def arrange(self, x: Array, *axes: int) -> Array:
+        x = x.permute(*axes)
+        return x if x.dtype == self.torch.float32 else self.empty(*x.shape).copy_(x)
+
     def transpose(self, x: Array) -> Array:
         return x.mT
 
@@ -228,9 +260,6 @@ class TorchOps:
 
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         return self.torch.where(condition, x, y)
-
-    def as_float(self, x: Array) -> Array:
-        return x.float()
 
     def bits_to_float(self, x: Array) -> Array:
         return x.to(self.torch.int32).view(self.torch.float32)
@@ -267,7 +296,7 @@ def load_torch() -> Any:
     return torch
 
 
-def make_ops(device: str = "auto", threads: int | None = None, gemm: str = "float32") -> NumpyOps | TorchOps:
+def make_ops(device: str = "auto", threads: int | None = None) -> NumpyOps | TorchOps:
     """The best backend that `device` allows.
 
     device: "auto" (CUDA if there is one, else torch on the CPU, else NumPy), "numpy", "cpu", "cuda" or "cuda:n".
@@ -276,20 +305,20 @@ def make_ops(device: str = "auto", threads: int | None = None, gemm: str = "floa
     Raises InputError for a device that is not here, DependencyError where it needs torch and there is none.
     """
     if device == "numpy":
-        return NumpyOps(gemm)
+        return NumpyOps()
     try:
         torch = load_torch()
     except DependencyError as error:
-        if device.startswith("cuda") or gemm == "int8":
+        if device.startswith("cuda"):
             raise DependencyError(f"device {device!r} needs torch: {error}") from error
         if sys.modules.get("torch"):
             logging.getLogger("vqcomp").warning("note: %s; NumPy does the computing instead", error)
-        return NumpyOps(gemm)
+        return NumpyOps()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: torch finds no CUDA GPU here; use --device cpu")
     try:
-        return TorchOps(device, gemm, threads)
+        return TorchOps(device, threads=threads)
     except RuntimeError as error:
         raise InputError(f"device {device!r}: expected auto, numpy, cpu or cuda[:n] ({error})") from error

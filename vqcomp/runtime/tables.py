@@ -18,6 +18,8 @@ LOGIT_BITS = 6
 """Logits are in 1/64 bit."""
 WEIGHT_BITS = 18
 """The largest weight is 2^18, so the sum of a group stays below 2^24."""
+CACHED = 1 << 18
+"""Numbers that a CPU does one thing after another to: as many as its cache holds."""
 
 
 def weights(logits: Array, ops: NumpyOps | TorchOps) -> Array:
@@ -26,11 +28,14 @@ def weights(logits: Array, ops: NumpyOps | TorchOps) -> Array:
     2^x by linear interpolation between powers of two: the integer 64 x, shifted into place, is the bit pattern of a
     float32. Costs 0.0002 bits/token against the true power (Schraudolph, Neural Computation 11, 1999).
     """
-    logits -= ops.row_max(logits) - (WEIGHT_BITS << LOGIT_BITS)
-    ops.at_least_(logits, 0)
-    logits += 127 << LOGIT_BITS
-    logits *= 1 << (23 - LOGIT_BITS)
-    return ops.floor_(ops.bits_to_float(logits))
+    rows = max(1, CACHED // logits.shape[1]) if ops.on_host else len(logits)
+    for start in range(0, len(logits), rows):
+        x = logits[start : start + rows]
+        x -= ops.row_max(x) - ((WEIGHT_BITS + 127) << LOGIT_BITS)
+        ops.at_least_(x, 127 << LOGIT_BITS)
+        x *= 1 << (23 - LOGIT_BITS)
+        ops.floor_(ops.bits_to_float(x), x)
+    return logits
 
 
 def partition(w: np.ndarray) -> np.ndarray:
@@ -56,12 +61,18 @@ def put_symbols(encoder: Encoder, symbols: np.ndarray, bounds: np.ndarray) -> No
     encoder.put(bounds[rows, symbols], bounds[rows, symbols + 1])
 
 
-def get_symbols(decoder: Decoder, bounds: np.ndarray) -> np.ndarray:
-    """Decode one symbol by each table, bounds (n, size + 1) -> int64 (n,) in 0..size-1. Raises DamageError."""
+def get_symbols(decoders: list[Decoder], bounds: np.ndarray) -> np.ndarray:
+    """Decode one symbol by each table, bounds (n, size + 1) -> int64 (n,) in 0..size-1. Raises DamageError.
+
+    The tables are shared out evenly among the decoders.
+    """
     rows, width = bounds.shape
     table = np.zeros((rows, width + 1), np.float32)  # a guard, the symbols, a guard
-    table[:, 1:-1] = bounds[:, 1:] - bounds[:, :-1] - 1
-    symbols = decoder.get(table) - 1
+    np.subtract(bounds[:, 1:], bounds[:, :-1], out=table[:, 1:-1], casting="same_kind")
+    table[:, 1:-1] -= 1
+    shares = table.reshape(len(decoders), -1, width + 1)
+    symbols = np.concatenate([decoder.get(share) for decoder, share in zip(decoders, shares)])
+    symbols -= 1
     if ((symbols < 0) | (symbols > width - 2)).any():
         raise DamageError("a stream decodes to a symbol that is never coded; fetch the archive again")
     return symbols
@@ -99,13 +110,8 @@ class Tables:
     def read(self, decoders: list[Decoder]) -> np.ndarray:
         """Decode one symbol a row, the rows shared out evenly among the streams -> int64 (rows,)."""
         coarse = self.coarse()
-        groups = np.zeros(len(self.w) // self.groups, np.int64) if coarse is None else _read(decoders, coarse)
-        symbols = groups * GROUP + _read(decoders, self.fine(groups))
+        groups = np.zeros(len(self.w) // self.groups, np.int64) if coarse is None else get_symbols(decoders, coarse)
+        symbols = groups * GROUP + get_symbols(decoders, self.fine(groups))
         if symbols.max() >= self.size:
             raise DamageError("a stream decodes to an id outside the vocabulary")
         return symbols
-
-
-def _read(decoders: list[Decoder], bounds: np.ndarray) -> np.ndarray:
-    shares = np.split(bounds, len(decoders))
-    return np.concatenate([get_symbols(decoder, share) for decoder, share in zip(decoders, shares)])

@@ -138,7 +138,7 @@ def read_model(data: bytes) -> tuple[ModelConfig, dict[str, tuple[np.ndarray, np
     if config.parameters() > limit:
         raise ModelError(f"model: {config.parameters()} weights are over the limit of {limit} for {len(data)} bytes")
     decoder = Decoder(data[start:-4])
-    coder = WeightCoder(lambda symbols, bounds: get_symbols(decoder, bounds))
+    coder = WeightCoder(lambda symbols, bounds: get_symbols([decoder], bounds))
     tensors = {}
     for name, (shape, rows) in config.tensor_shapes().items():
         codes, scales = coder.tensor(name, np.zeros(shape, np.int64), np.zeros(rows, np.int64))

@@ -82,7 +82,7 @@ class NetworkImaginer:
         with self.engine.ops.settings():
             start, last = after(self.engine, prompt)
             for numbers in _batches(samples, batch_size):
-                state, before = spread(self.engine, start, len(numbers)), np.repeat(last, len(numbers), 0)
+                state, before = self.engine.fork(start, len(numbers)), np.repeat(last, len(numbers), 0)
                 for t in range(frames):
                     frame = self.draw(state, before, sampling, rows_of(numbers, len(prompt) + t, self.spec.positions))
                     out[numbers, t], before = frame, frame[:, None]
@@ -94,9 +94,9 @@ class NetworkImaginer:
         positions, factors = before.shape[2:]
         frame = np.full((len(before) * positions, factors), -1, np.int64)  # (P, F)
         unknown = np.arange(len(frame))
-        past = State(state.frames, list(state.kv))  # arrays are never written to: what each later step starts from
+        past = self.engine.fork(state)  # what each later step starts from
         for step, left in enumerate(remaining(positions, self.steps)):
-            here = State(past.frames, list(past.kv)) if step else state
+            here = self.engine.fork(past) if step else state
             logits = self.engine.forward(here, before, frame.reshape(before.shape) if step else None)
             ids = rows[unknown]
             drawn, sure = np.empty((len(unknown), factors), np.int64), np.full(len(unknown), 1 << CONFIDENCE_BITS)
@@ -169,7 +169,7 @@ class LearningImaginer:
                 for frame in prompt:
                     mixer.past.push(np.repeat(frame[None, :, f], len(numbers), 0))
             if network and learned:
-                network.state = spread(network.engine, learned, len(numbers))
+                network.state = network.engine.fork(learned, len(numbers))
             before = np.repeat(last, len(numbers), 0)  # (B, S, F)
             for t in range(frames):
                 rows = rows_of(numbers, len(prompt) + t, spec.positions)
@@ -189,7 +189,7 @@ class LearningImaginer:
         network, spec = self.network, self.spec
         codes: list[np.ndarray | None] = [None for _ in spec.factors]
         if network:
-            codes = [network.engine.ops.host(weight).T for weight, _ in network.engine.output]
+            codes = [*network.engine.embeddings]
             network.start(1)
         mixers = [TreeMixer(spec, f, 1, codes[f]) for f in range(len(spec.factors))]
         before = np.full((1, spec.positions, len(spec.factors)), -1, np.int64)
@@ -249,12 +249,6 @@ def after(engine: Engine, prompt: np.ndarray) -> tuple[State, np.ndarray]:
     for i in range(0, len(prompt), step):
         engine.forward(state, frames[:, i : min(i + step, len(prompt))])
     return state, frames[:, -1:]
-
-
-def spread(engine: Engine, state: State, samples: int) -> State:
-    """The state of one segment, for so many."""
-    concat = engine.ops.concat
-    return State(concat([state.frames] * samples, 0), [concat([x] * samples, 2) for x in state.kv])
 
 
 def _batches(samples: int, size: int) -> Iterator[np.ndarray]:

@@ -83,7 +83,7 @@ def _by_learning(
 ) -> list[np.ndarray]:
     codes: list[np.ndarray | None] = [None] * len(spec.factors)
     if network:
-        codes = [network.engine.ops.host(weight).T for weight, _ in network.engine.output]
+        codes = [*network.engine.embeddings]
         network.start(len(group))
     mixers = [TreeMixer(spec, f, len(group), codes[f]) for f in range(len(spec.factors))]
     measured = [np.zeros(segment.shape[:2], np.float32) for segment in group]

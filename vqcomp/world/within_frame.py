@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..runtime.engine import Engine, State
+from ..runtime.engine import Engine
 from ..runtime.errors import InputError
 from ..runtime.tables import weights
 from .imagine import after, purpose, remaining
@@ -28,9 +28,9 @@ def bits_by_steps(engine: Engine, tokens: np.ndarray, first: int, steps: int, se
             frame, known = tokens[t], np.zeros(config.positions, bool)
             rank = order.shuffle(rows_of(np.zeros(1), t, config.positions), purpose(0, FACTORS_MAX))
             places = np.argsort(rank, kind="stable")  # in the order in which they get known
-            past = State(state.frames, list(state.kv))
+            past = engine.fork(state)
             for step, left in enumerate(remaining(config.positions, steps)):
-                here = State(past.frames, list(past.kv)) if step else state
+                here = engine.fork(past) if step else state
                 own = np.where(known[:, None], frame, -1)[None, None] if step else None
                 now = places[known.sum() : config.positions - left]
                 for f, x in enumerate(engine.forward(here, before, own)):
