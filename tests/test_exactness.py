@@ -13,7 +13,6 @@ import pytest
 import torch
 from networks import random_segment, random_tensors, tiny_config
 
-from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import WEIGHT_MAX
 from vqcomp.runtime.engine import Engine
@@ -21,7 +20,7 @@ from vqcomp.runtime.errors import ModelError, PlatformError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
 from vqcomp.runtime.gpt import GPTCodec
 from vqcomp.runtime.loading import load_engine, self_test
-from vqcomp.runtime.mixed import FramePredictor
+from vqcomp.runtime.mixed import FramePredictor, MixedCodec
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.weights import write_model
@@ -76,7 +75,7 @@ def test_every_backend_mixes_the_same_bytes(config):
     group = [random_segment(config.spec, n, n) for n in (5, 8, 3)]
     streams = None
     for backend in BACKENDS:
-        mixed = AdaptiveCodec(config.spec, FramePredictor(codec(config, backend).engine))
+        mixed = MixedCodec(config.spec, FramePredictor(codec(config, backend).engine))
         streams = streams or mixed.encode([group])
         assert mixed.encode([group]) == streams, backend
         for found, segment in zip(mixed.decode(streams, [[5, 8, 3]])[0], group, strict=True):

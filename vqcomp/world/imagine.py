@@ -9,7 +9,7 @@ Shapes: K samples, B of them computed together, T frames, S positions, F factors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from ..runtime.contexts import Past
 from ..runtime.engine import Engine, State
 from ..runtime.errors import InputError
 from ..runtime.loading import load_engine
-from ..runtime.mixed import FramePredictor
+from ..runtime.mixed import FramePredictor, mixers_beside
 from ..runtime.mixing import Given, TreeMixer
 from ..runtime.spec import TokenSpec
 from .sampling import CONFIDENCE_BITS, FACTORS_MAX, LEVELS_MAX, Rows, Sampling, rows_of
@@ -152,14 +152,14 @@ class LearningImaginer:
                 advance(before[..., 0].size)
         return out
 
-    def _learn(self, prompt: np.ndarray) -> list[TreeMixer]:
+    def _learn(self, prompt: np.ndarray) -> Sequence[TreeMixer]:
         """The mixers of all factors, and the network's state, after the true frames, coded as a group of one."""
         network, spec = self.network, self.spec
-        codes: list[np.ndarray | None] = [None for _ in spec.factors]
         if network:
-            codes = [network.engine.ops.host(weight).T for weight, _ in network.engine.output]
+            mixers: Sequence[TreeMixer] = mixers_beside(network.engine, 1)
             network.start(1)
-        mixers = [TreeMixer(spec, f, 1, codes[f]) for f in range(len(spec.factors))]
+        else:
+            mixers = [TreeMixer(spec, f, 1) for f in range(len(spec.factors))]
         before = np.full((1, spec.positions, len(spec.factors)), -1, np.int64)
         for frame in prompt.astype(np.int64)[:, None]:  # (1, S, F)
             given = self._given(before)
