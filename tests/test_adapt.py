@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqcomp.model_files import shipped_models
-from vqcomp.runtime import mixing, online, opinions
+from vqcomp.runtime import mixed, mixing, online, opinions
 from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.compute import Compute
+from vqcomp.runtime.contexts import Past
 from vqcomp.runtime.errors import DamageError, InputError
 from vqcomp.runtime.kinds import make_codec
 from vqcomp.runtime.spec import TokenSpec
@@ -183,21 +184,26 @@ def test_learning_does_not_depend_on_the_order_of_decisions():
 
 
 def test_network_weights_stay_whole_and_bounded():
-    net = online.OnlineNetwork(9, 6, 4, 3, [5])
+    spec = TokenSpec(2, 3, (5, 9))
+    net, past = online.OnlineNetwork(spec, 1), Past(spec, 1, 2)
+    tokens = net.masses.place[net.masses.size :][:9] // opinions.BLOCK
     rng = np.random.default_rng(0)
     for _ in range(200):
-        weights = net.predict(rng.integers(0, 10, (12, 4)), rng.integers(0, 99, 12), rng.integers(0, 5, (12, 1))).copy()
-        assert weights.shape == (12, 9) and (weights >= 2.0**-22).all() and (weights.max(1) == 1).all()
-        net.update(np.full(12, 3), weights.sum(1))
-    assert (weights[:, 3] > weights.sum(1) * 0.9).all()
-    for part in (net.rows, net.singles):
-        assert (part.value == np.rint(part.value)).all() and np.abs(part.value).max() <= online.BOUND
+        coded = rng.integers(0, 5, (2, 6, 1))
+        past.begin(coded)
+        net.begin(past, coded)
+        weights = net.masses.tree[0, tokens, :12].copy()  # (V, P)
+        assert weights.shape == (9, 12) and (weights >= 2.0**-22).all() and (weights.max(0) == 1).all()
+        net.update(np.full(12, 3))
+        past.push(rng.integers(0, 9, (2, 6)))
+    assert (weights[3] > weights.sum(0) * 0.9).all()
+    assert (net.value == np.rint(net.value)).all() and np.abs(net.value).max() <= online.BOUND
 
 
 def test_products_of_the_largest_codes_are_exact():
     """What FORMAT.md's bounds promise: every sum of a matrix product in float32 stays below 2^24."""
     embedding, matrix, hidden = online.CODE_MAX, online.MATRIX_MAX, online.HIDDEN_MAX
-    width, block = online.WIDTH, online.BLOCK
+    width, block = online.WIDTH, opinions.BLOCK
     sums = [width * embedding * matrix, width * embedding * hidden, width * hidden * matrix, block * embedding * hidden]
     sums += [block * online.ERROR * online.COARSE_MAX, width * online.GRADIENT_MAX]
     sums += [(2 * online.ERROR + online.VOCABULARY_MAX / 2 + 1) * embedding]
@@ -207,7 +213,7 @@ def test_products_of_the_largest_codes_are_exact():
 def test_a_network_that_knows_is_believed():
     spec = TokenSpec(4, 4, (64,))
     rng = np.random.default_rng(0)
-    mixer = mixing.TreeMixer(spec, 0, 1, np.zeros((64, 2)))
+    mixer = mixed.GivenMixer(spec, 0, 1, np.zeros((64, 2)))
     level = np.arange(6)[:, None]
     for _ in range(60):
         tokens = rng.integers(0, 64, 16)

@@ -14,7 +14,6 @@ import torch
 from networks import random_segment, random_tensors, tiny_config
 
 from vqcomp.runtime import loading, products
-from vqcomp.runtime.adapt import AdaptiveCodec
 from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.config import WEIGHT_MAX
 from vqcomp.runtime.engine import Engine
@@ -22,8 +21,8 @@ from vqcomp.runtime.errors import ModelError, PlatformError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
 from vqcomp.runtime.gpt import GPTCodec
 from vqcomp.runtime.loading import load_engine, self_test
-from vqcomp.runtime.mixed import FramePredictor
-from vqcomp.runtime.products import BfloatOps, PackedOps, fastest
+from vqcomp.runtime.mixed import FramePredictor, MixedCodec
+from vqcomp.runtime.products import BfloatOps, Int8Ops, PackedOps, fastest
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.weights import write_model
@@ -41,10 +40,10 @@ BACKENDS = {
     "numpy float64": lambda: NumpyOps("float64"),
     "torch float32": lambda: TorchOps("cpu", "float32"),
     "torch float64": lambda: TorchOps("cpu", "float64"),
-    "torch int8": lambda: TorchOps("cpu", "int8"),
+    "torch int8": Int8Ops,
     "torch packed": lambda: _packed(),
     "cuda float32": lambda: _cuda(lambda: TorchOps("cuda", "float32")),
-    "cuda int8": lambda: _cuda(lambda: TorchOps("cuda", "int8")),
+    "cuda int8": lambda: _cuda(lambda: Int8Ops("cuda")),
     "cuda bfloat16": lambda: _cuda(BfloatOps),
 }
 
@@ -95,8 +94,8 @@ def test_every_backend_writes_the_same_bytes_and_reads_every_others(config, back
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_mixes_the_same_bytes(config, backend):
     group = [random_segment(config.spec, n, n) for n in (5, 8, 3)]
-    streams = AdaptiveCodec(config.spec, FramePredictor(codec(config).engine)).encode([group])
-    mixed = AdaptiveCodec(config.spec, FramePredictor(codec(config, backend).engine))
+    streams = MixedCodec(config.spec, FramePredictor(codec(config).engine)).encode([group])
+    mixed = MixedCodec(config.spec, FramePredictor(codec(config, backend).engine))
     assert mixed.encode([group]) == streams
     for found, segment in zip(mixed.decode(streams, [[5, 8, 3]])[0], group, strict=True):
         np.testing.assert_array_equal(found, segment)
@@ -137,12 +136,12 @@ def test_the_fastest_kind_of_products_is_chosen_if_it_is_clearly_faster(monkeypa
 
 def test_a_kind_of_products_that_is_not_exact_is_dropped_with_a_warning(monkeypatch, caplog):
     timed(monkeypatch, float32=1.0, int8_packed=2.0, int8=0.1)
-    right = TorchOps._int8
+    right = Int8Ops._product
 
     def saturating(self, x, matrix):
         return right(self, x, matrix).clamp(-(1 << 15), (1 << 15) - 1)
 
-    monkeypatch.setattr(TorchOps, "_int8", saturating)
+    monkeypatch.setattr(Int8Ops, "_product", saturating)
     plain = TorchOps("cpu")
     assert fastest(plain, CONFIGS["tiny"]) is plain
     assert "int8 products are not exact here" in caplog.text
@@ -153,7 +152,7 @@ def test_a_kind_of_products_that_this_torch_lacks_is_passed_over(monkeypatch):
         raise AttributeError("no such operation")
 
     monkeypatch.setattr(PackedOps, "weight", missing)
-    monkeypatch.setattr(TorchOps, "_int8", missing)
+    monkeypatch.setattr(Int8Ops, "_product", missing)
     plain = TorchOps("cpu")
     assert fastest(plain, CONFIGS["tiny"]) is plain
 

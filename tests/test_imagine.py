@@ -24,6 +24,7 @@ from vqcomp.runtime.exact import NumpyOps, TorchOps
 from vqcomp.runtime.gpt import GPTCodec
 from vqcomp.runtime.loading import self_test
 from vqcomp.runtime.mixed import FramePredictor
+from vqcomp.runtime.products import Int8Ops
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.weights import read_config, write_model
@@ -39,7 +40,7 @@ BACKENDS = {
     "numpy float64": lambda: NumpyOps("float64"),
     "torch, one thread": lambda: TorchOps("cpu", threads=1),
     "torch, two threads": lambda: TorchOps("cpu", threads=2),
-    "torch int8": lambda: TorchOps("cpu", "int8"),
+    "torch int8": Int8Ops,
 }
 SAMPLINGS = {
     "plain": Sampling(seed=7),

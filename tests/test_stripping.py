@@ -213,7 +213,8 @@ NAMES_IN = {(ast.Name, "id"), (ast.arg, "arg"), (ast.ExceptHandler, "name"), (as
 def pairs(before, after):
     """(region, old name, new name) of two trees that differ in names alone.
 
-    A region is the line of a function, or of a method, with all that is nested in it; 0 is what is outside.
+    A region is the line of a function, or of a method, with all that is nested in it; 0 is what is outside. All
+    attributes are a region of their own.
     """
 
     def walk(a, b, region, depth):
@@ -229,6 +230,8 @@ def pairs(before, after):
                 x, y = getattr(a, field, None), getattr(b, field, None)
                 if (type(a), field) in NAMES_IN and x is not None:
                     yield region, x, y
+                elif isinstance(a, ast.Attribute) and field == "attr":
+                    yield "attributes", x, y
                 elif own and field == "args":
                     for name in ("posonlyargs", "args", "kwonlyargs", "vararg", "kwarg"):
                         yield from walk(getattr(x, name), getattr(y, name), a.lineno, 1)
@@ -263,6 +266,8 @@ def check_renaming(before, after):
     for (region, old), (_, found) in zip(*tables, strict=True):
         assert {new.get((region, name), name): kind for name, kind in old.items()} == found
         assert len(found) == len(old)
+    attributes = {x: y for (region, x), y in new.items() if region == "attributes"}
+    assert all(x == y or (x[0] == "_" and y not in attributes) for x, y in attributes.items())
     return {key: y for key, y in new.items() if key[1] != y}
 
 
@@ -302,6 +307,12 @@ def renamed(source):
         ("def f(x):\n return [word for x in word]\n", "word"),
         ("def f(x):\n return lambda: word\n", "word"),
         ("import other\nclass C(other.D):\n def m(self, word): return word\n", "word"),
+        ("class C:\n def __init__(self): self._word = 1\nC()._word\n", "_word"),
+        ("class C:\n def __init__(self): self._word = 1\ngetattr(C(), '_word')\n", "_word"),
+        ("class C:\n def m(self): return f'{self._word}'\n", "_word"),
+        ("class C:\n def _word(self): pass\n def m(self): return self._word\n", "_word"),
+        ("import other\nclass C(other.D):\n def m(self): self._word = 1\n", "_word"),
+        ("class C:\n def m(self): self.word = 1\n", "word"),
         ("WORD = 1\nprint(m.WORD)\n", "WORD"),
         ("WORD = 1\nprint('WORD')\n", "WORD"),
         ("WORD = 1\ndef f():\n WORD = 2\n", "WORD"),
@@ -319,10 +330,11 @@ def test_names_that_something_else_may_know_are_kept(source, kept):
         "def f(a):\n def g(b):\n  nonlocal a\n  return [word + b for word in a]\n return g\n",
         "def f():\n try:\n  pass\n except (A, B) as word:\n  return word\n",
         "def f(self, *word, **words):\n return lambda x, y=word: x, words\n",
+        "class C:\n def m(self):\n  self._word, self.b = 1, 2\n  return self._word, a.c\n",
     ],
 )  # fmt: skip
 def test_names_that_nothing_else_knows_are_short(source):
-    assert not re.search(r"(?<!\{)\bwords?\b", renamed(source))
+    assert not re.search(r"(?<!\{)\b_?words?\b", renamed(source))
     check_renaming(strip(source), renamed(source))
 
 

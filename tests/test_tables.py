@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import vqcomp
 from vqcomp.runtime.contexts import CONFIDENCES, CONTEXTS, MATCHES, SETS, Decisions, Past
-from vqcomp.runtime.mixing import OPINIONS, TreeMixer
+from vqcomp.runtime.mixed import GivenMixer
+from vqcomp.runtime.mixing import OPINIONS
 from vqcomp.runtime.opinions import LOGIT_MAX
 from vqcomp.runtime.spec import TokenSpec
 
@@ -53,8 +54,8 @@ def test_a_set_is_chosen_either_before_the_frame_or_during_it():
 
 
 def test_no_more_is_mixed_than_the_bounds_of_the_document_allow():
-    mixer = TreeMixer(TokenSpec(2, 2, (5, 6)), 1, 1, np.zeros((6, 2)))
-    assert len(mixer.weights) <= 1 << 8 and len(SETS) <= 8
+    mixer = GivenMixer(TokenSpec(2, 2, (5, 6)), 1, 1, np.zeros((6, 2)))
+    assert len(mixer.weights[0]) <= 1 << 8 and len(SETS) <= 8
 
 
 @given(st.data(), st.lists(st.integers(2, 9), min_size=1, max_size=3), st.integers(1, 3))

@@ -33,13 +33,12 @@ from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.errors import DamageError, FormatError, InputError, ModelError, PlatformError
 from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.kinds import KINDS, make_codec
-from vqcomp.runtime.mixing import TreeMixer
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.token_codec import TokenCodec
 from vqcomp.runtime.token_config import Precision, TokenConfig
 from vqcomp.runtime.token_engine import TokenGPT
 from vqcomp.runtime.token_external import External, parse_external, self_test
-from vqcomp.runtime.token_mixed import TokenMixedCodec
+from vqcomp.runtime.token_mixed import PlaceMixer, TokenMixedCodec
 from vqcomp.runtime.token_windows import TokenWindows
 from vqcomp.world.imagine import TokenImaginer
 from vqcomp.world.sampling import Sampling
@@ -566,7 +565,7 @@ def test_the_stream_is_as_the_format_has_it(checkpoint, data):
 
 def test_places_are_predicted_one_by_one_as_in_their_frame():
     random = np.random.RandomState(0)
-    mixer = TreeMixer(SPEC, 0, 3, random.randint(-90, 90, (70, 64)))
+    mixer = PlaceMixer(SPEC, 0, 3, random.randint(-90, 90, (70, 64)))
     tokens = random.randint(0, 70, (1, 3, 12)).repeat(5, 0)
     tokens[:, :, ::3] = random.randint(0, 70, tokens[:, :, ::3].shape)
     level = np.arange(7)[:, None]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from vqcomp.runtime.errors import DamageError, InputError, ModelError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
+from vqcomp.runtime.products import Int8Ops
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.runtime.tables import Tables
 from vqcomp.runtime.token_codec import TokenCodec
@@ -35,7 +36,7 @@ BACKENDS = {
     "torch float32": lambda: TorchOps("cpu", "float32"),
     "torch one thread": lambda: TorchOps("cpu", "float32", 1),
     "torch float64": lambda: TorchOps("cpu", "float64"),
-    "torch int8": lambda: TorchOps("cpu", "int8"),
+    "torch int8": Int8Ops,
 }
 
 

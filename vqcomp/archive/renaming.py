@@ -1,10 +1,11 @@
-"""Gives local variables and constants short names. Names of modules, functions, classes and attributes stay, so that a
-traceback is still of use.
+"""Gives local variables, constants and private attributes short names. Names of modules, functions, classes and other
+attributes stay, so that a traceback is still of use.
 
 A name stays if anything else could know it. Of local variables: a parameter that any call in the program names; what is
 imported, defined or matched by a pattern in a function; what a class in a function holds; all of a function that looks
 its variables up by name. Of constants, which are module-level variables in capitals: one that is an attribute, a string
-or a local variable anywhere.
+or a local variable anywhere. Of private attributes, which begin with an underscore: one that is anything but `self._x`
+anywhere, or that a class with a base from elsewhere has.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def rename(texts: Mapping[str, Text]) -> None:
         if None in found:  # `**`: its names are those that a call gave, or strings
             keywords.update(n.value for n in text.nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
     classes = {s.name for text in texts.values() for s in text.tree.body if isinstance(s, ast.ClassDef)}
+    _rename_attributes(texts, classes)
     for text in texts.values():
         for statement in text.tree.body:
             inside, foreign = [statement], False
@@ -186,6 +188,35 @@ def _rename_constants(texts: Mapping[str, Text]) -> dict[str, str]:
                 for token in _fstrings(text, string):
                     _rename_inside(text, token, names)
     return names
+
+
+# ---- private attributes
+
+
+def _rename_attributes(texts: Mapping[str, Text], classes: set[str]) -> None:
+    """Rename them everywhere; those that occur most get the shortest names. classes: the program's own."""
+    uses: dict[str, list[tuple[Text, int]]] = {}
+    fixed: set[str] = set()
+    for text in texts.values():
+        foreign: list[ast.AST] = [n for n in text.nodes if isinstance(n, ast.ClassDef) and calls_of_others(n, classes)]
+        foreign += [node for node in text.nodes if isinstance(node, ast.JoinedStr)]
+        outside = {inner for node in foreign for inner in ast.walk(node)}
+        for node in text.nodes:
+            if isinstance(node, ast.Attribute):
+                own = isinstance(node.value, ast.Name) and node.value.id == "self" and node not in outside
+                if own and node.attr.startswith("_") and not node.attr.startswith("__"):
+                    uses.setdefault(node.attr, []).append((text, text.last(node)))
+                else:
+                    fixed.add(node.attr)
+            else:
+                known = [getattr(node, field, None) for field in ("id", "arg", "asname", "name", "value")]
+                fixed |= {name for name in known if isinstance(name, str)}
+    wanted = sorted(uses.keys() - fixed, key=lambda name: (-len(uses[name]), name))
+    free = (name for name in _candidates(ascii_letters) if name not in fixed and name not in uses)
+    for name, new in zip(wanted, free):
+        for text, token in uses[name]:
+            if text.current(token) == name:
+                text.edit(token, new)
 
 
 # ---- local variables

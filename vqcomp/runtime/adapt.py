@@ -9,15 +9,16 @@ The first decision of a stream says whether the model is used at all. Tokens tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from .background import Ahead, Background, ahead
 from .codec import Advance, Codec, lockstep
 from .coder import Decoder
 from .compute import Compute
+from .contexts import Past
 from .errors import DamageError, InputError
 from .mixing import Given, TreeMixer
 from .online import VOCABULARY_MAX
@@ -35,20 +36,20 @@ REPORT = 16
 """Frames between calls of progress."""
 
 
-class Network(Protocol):
-    """A trained network that predicts frames: see `mixed.FramePredictor`."""
+class Frame(NamedTuple):
+    """A frame of the segments of a group that still run."""
 
-    engine: Any
-    """An `Engine`, named here without an import: archives of what learns alone need not carry it."""
-    background: Any
-    """A `Background`, where it predicts the next frame while the mixers learn from the last one."""
+    members: list[int]
+    time: int
+    tokens: np.ndarray
+    """int64 (G, S, F)."""
+    given: Sequence[Given | None]
+    """For each factor, what waits for a network's opinion."""
 
-    def start(self, segments: int) -> None:
-        """Forget all, before the first frame of so many segments."""
 
-    def predict(self, before: np.ndarray) -> list[np.ndarray]:
-        """The frame before (G, S, F), -1 for none, of the first G segments -> each factor's weights (G * S, V)."""
-        ...
+def frame_of(segments: list[np.ndarray], members: list[int], time: int) -> np.ndarray:
+    """Tokens of these segments, int64 (G, S, F)."""
+    return np.stack([segments[i][time] for i in members]).astype(np.int64)
 
 
 def make(spec: TokenSpec, model: None, compute: Compute) -> AdaptiveCodec:
@@ -59,11 +60,11 @@ def make(spec: TokenSpec, model: None, compute: Compute) -> AdaptiveCodec:
 class AdaptiveCodec(Codec):
     """Codec (see codec.py) that learns. The tables of a group take at most 256 MiB, untouched at first.
 
-    One thread at a time may use it. With a network, it owns a second thread until `close`.
+    One thread at a time may use it. While it encodes, it has a second one.
     """
 
-    def __init__(self, spec: TokenSpec, network: Network | None = None):
-        self.spec, self.network = spec, network
+    def __init__(self, spec: TokenSpec):
+        self.spec = spec
 
     @property
     def group_size(self) -> int:
@@ -91,10 +92,6 @@ class AdaptiveCodec(Codec):
         """
         return [self._decode_group(s, list(f), advance) for s, f in zip(streams, frames, strict=True)]
 
-    def close(self) -> None:
-        if self.network:
-            self.network.background.close()
-
     def _encode_group(self, segments: list[np.ndarray], advance: Advance | None) -> bytes:
         for segment in segments:
             self._check(segment)
@@ -103,19 +100,32 @@ class AdaptiveCodec(Codec):
             return uniform
         lengths = [len(segment) for segment in segments]
         encoder = modelled()
-        mixers, given = self._start(segments)
-        for members, time, _ in lockstep(lengths):
-            frame = np.stack([segments[i][time] for i in members]).astype(np.int64)  # (G, S, F)
-            now, given = given, self._given(frame, time + 1 == max(lengths))
-            for f, mixer in enumerate(mixers):
-                tokens = frame[:, :, f].reshape(-1)  # (P,)
-                level = np.arange(mixer.levels)[:, None]
-                node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
-                bits = (tokens >> (mixer.levels - 1 - level)) & 1
-                mixer.begin(frame[:, :, :f], now[f])
-                encoder.put_bits(bits.reshape(-1), mixer.predict(0, node).reshape(-1))
-                mixer.update(bits, frame[:, :, f])
-            self._tell(advance, time, len(members), lengths)
+        mixers, background = self._mixers(len(segments)), Background()
+        networks = []
+        for f, mixer in enumerate(mixers):
+            if mixer.online:
+                mixer.online = Ahead(mixer.online, Past(self.spec, f, len(segments)), background)
+                networks.append((f, mixer.online))
+
+        def frames() -> Iterator[Frame]:
+            for item in self._known_frames(segments):
+                for f, network in networks:
+                    network.follow(item.tokens[:, :, :f], item.tokens[:, :, f])
+                yield item
+
+        try:
+            for members, time, frame, given in ahead(frames()):
+                for f, mixer in enumerate(mixers):
+                    tokens = frame[:, :, f].reshape(-1)  # (P,)
+                    level = np.arange(mixer.levels)[:, None]
+                    node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
+                    bits = (tokens >> (mixer.levels - 1 - level)) & 1
+                    mixer.begin(frame[:, :, :f], given[f])
+                    encoder.put_bits(bits.reshape(-1), mixer.predict(0, node).reshape(-1))
+                    mixer.update(bits, frame[:, :, f])
+                self._tell(advance, time, len(members), lengths)
+        finally:
+            background.close()
         return min(encoder.finish(), uniform, key=len)
 
     def _decode_group(self, stream: bytes, lengths: list[int], advance: Advance | None) -> list[np.ndarray]:
@@ -128,7 +138,8 @@ class AdaptiveCodec(Codec):
             return segments
         if len(segments) * self.spec.positions > POSITIONS_MAX:
             raise DamageError("expected tokens of so large a frame to be coded uniformly; fetch the archive again")
-        mixers, given = self._start(segments)
+        mixers = self._mixers(len(segments))
+        given = self._given(np.full((len(segments), *shape), -1, np.int64))
         for members, time, _ in lockstep(lengths):
             frame = np.zeros((len(members), *shape), np.int64)  # (G, S, F)
             bits = [np.empty((mixer.levels, len(members) * shape[0]), np.int64) for mixer in mixers]  # (L, P)
@@ -143,7 +154,8 @@ class AdaptiveCodec(Codec):
                 if tokens.max() >= self.spec.factors[f]:
                     raise DamageError("a stream decodes to an id outside the vocabulary; fetch the archive again")
                 frame[:, :, f] = tokens.reshape(len(members), -1)
-            given = self._given(frame, time + 1 == max(lengths))
+            if time + 1 < max(lengths):
+                given = self._given(frame)
             for f, mixer in enumerate(mixers):
                 mixer.update(bits[f], frame[:, :, f])
             for i, tokens in zip(members, frame, strict=True):
@@ -151,31 +163,18 @@ class AdaptiveCodec(Codec):
             self._tell(advance, time, len(members), lengths)
         return segments
 
-    def _start(self, segments: list[np.ndarray]) -> tuple[list[TreeMixer], list[Given | None]]:
-        """A mixer for each factor, and what the network says of the first frame."""
-        factors = range(len(self.spec.factors))
-        codes: list[np.ndarray | None] = [None for _ in factors]
-        started = None
-        if self.network:
-            started = self.network.background.submit(self.network.start, len(segments))
-            engine = self.network.engine
-            codes = engine.embeddings  # of each factor's tokens, (V, rank)
-        mixers = [TreeMixer(self.spec, f, len(segments), codes[f]) for f in factors]
-        if started:
-            started.result()  # an error must be heard: the network would go on from another group's state
-        return mixers, self._given(np.full((len(segments), self.spec.positions, len(factors)), -1, np.int64))
+    def _mixers(self, segments: int) -> Sequence[TreeMixer]:
+        """A mixer for each factor, before the first frame of so many segments."""
+        return [TreeMixer(self.spec, f, segments) for f in range(len(self.spec.factors))]
 
-    def _given(self, before: np.ndarray, last: bool = False) -> list[Given | None]:
-        """For each factor, what waits for the network's opinion on the frame after `before` (G, S, F)."""
-        if last or not self.network:
-            return [None] * len(self.spec.factors)
-        prediction = self.network.background.submit(self.network.predict, before)
+    def _given(self, before: np.ndarray) -> Sequence[Given | None]:
+        """For each factor, what waits for a network's opinion on the frame after `before` (G, S, F), -1 for none."""
+        return [None] * len(self.spec.factors)
 
-        def part(factor: int) -> np.ndarray:
-            weights: np.ndarray = prediction.result()[factor]
-            return weights
-
-        return [partial(part, f) for f in range(len(self.spec.factors))]
+    def _known_frames(self, segments: list[np.ndarray]) -> Iterator[Frame]:
+        """The frames of segments that are known."""
+        for members, time, _ in lockstep([len(segment) for segment in segments]):
+            yield Frame(members, time, frame_of(segments, members, time), [None] * len(self.spec.factors))
 
     def _check(self, segment: np.ndarray) -> None:
         shape = (self.spec.positions, len(self.spec.factors))

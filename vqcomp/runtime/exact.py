@@ -147,8 +147,8 @@ class TorchOps:
     """The same operations over torch, on the CPU or a GPU."""
 
     def __init__(self, device: str = "cpu", gemm: str = "float32", threads: int | None = None) -> None:
-        """gemm: the type of what products multiply, float32, float64 or int8. threads: for the CPU; None leaves torch's
-        own choice. Torch is set up so within `settings` alone."""
+        """gemm: the type that products multiply, float32 or float64 (others: products.py). threads: for the CPU; None
+        leaves torch's own choice. Torch is set up so within `settings` alone."""
         torch = load_torch()
         self.torch = torch
         self.device = torch.device(device)
@@ -189,16 +189,11 @@ class TorchOps:
 
     def linear(self, x: Array, weight: Weight) -> Array:
         matrix, scale = weight
-        x = x.to(matrix.dtype)
-        y = (self._int8(x, matrix) if self.gemm == "int8" else self.torch.mm(x, matrix)).float()
+        y = self._product(x.to(matrix.dtype), matrix).float()
         return y if scale is None else y.mul_(scale)
 
-    def _int8(self, x: Array, matrix: Array) -> Array:
-        rows, (depth, columns) = len(x), matrix.shape
-        if not self.on_host:  # CUDA wants more than 16 rows, and columns in multiples of 8
-            pad = self.torch.nn.functional.pad
-            x, matrix = pad(x, (0, -depth % 8, 0, max(0, 17 - rows))), pad(matrix, (0, -columns % 8, 0, -depth % 8))
-        return self.torch._int_mm(x, matrix)[:rows, :columns]
+    def _product(self, x: Array, matrix: Array) -> Array:
+        return self.torch.mm(x, matrix)
 
     def codes(self, x: Array, weight: Weight) -> Array:
         return self.linear(x, weight).round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)

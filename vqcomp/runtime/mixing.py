@@ -19,14 +19,13 @@ M kinds of weight sets.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from .contexts import CONTEXTS, MATCHES, RECALLED, RUNS, SETS, Decisions, Past
-from .online import GATES, OFFSETS, VOCABULARY_MAX, OnlineNetwork
+from .online import VOCABULARY_MAX, OnlineNetwork
 from .opinions import (
     COUNT_STATES,
     LOGIT,
@@ -85,144 +84,128 @@ Given = Callable[[], np.ndarray]
 class TreeMixer:
     """Predicts and learns one factor's tokens: `begin` a frame, `predict` level by level or all at once, `update`."""
 
-    def __init__(self, spec: TokenSpec, factor: int, segments: int, codes: np.ndarray | None = None):
-        """segments: how many start out in the group; codes: of the network that `begin` is given, see OnlineNetwork."""
+    given: Masses | None = None
+    """Of a trained network."""
+
+    def __init__(self, spec: TokenSpec, factor: int, segments: int):
+        """segments: how many start out in the group."""
         self.past = past = Past(spec, factor, segments)
         self.levels = levels = past.levels
-        self.contexts = [context for context in CONTEXTS if factor or not context.later]
-        kinds = len(self.contexts)
+        self._contexts = [context for context in CONTEXTS if factor or not context.later]
+        kinds = len(self._contexts)
         bits = COUNT_BITS - (len(spec.factors) - 1).bit_length()
         self.counts = Counts(kinds << bits)
         # The slot of a decision: the table of its kind of context, in it (number * step + node) modulo the slots.
-        self.mask = np.int64((1 << bits) - 1)
-        fits = [context.size(past) << levels <= 1 << bits for context in self.contexts]
-        self.steps = np.array([1 << levels if fit else HASH for fit in fits])[:, None]  # (C, 1)
-        self.first_slot = (np.arange(kinds) << bits)[:, None, None]
+        self._mask = np.int64((1 << bits) - 1)
+        fits = [context.size(past) << levels <= 1 << bits for context in self._contexts]
+        self._steps = np.array([1 << levels if fit else HASH for fit in fits])[:, None]  # (C, 1)
+        self._first_slot = (np.arange(kinds) << bits)[:, None, None]
         # States of the maps: those of each kind of context, then those of the match by level and run.
-        self.first_state = (np.arange(kinds) * COUNT_STATES + NEW_COUNT)[:, None, None]
+        self._first_state = (np.arange(kinds) * COUNT_STATES + NEW_COUNT)[:, None, None]
         matches = np.full(levels * RUNS * MATCHES, PROBABILITY // 2)
-        self.maps = Maps(np.concatenate([np.tile(count_probabilities(), kinds), matches]))
-        self.online = None
-        if past.size <= VOCABULARY_MAX:
-            before = [min(size, VOCABULARY_MAX) for size in spec.factors[:factor]]
-            self.online = OnlineNetwork(past.size, past.positions, len(OFFSETS), GATES, before, codes)
-        self.given = codes is not None
-        self.masses: list[Masses] = []  # of the online network, then of the given one
-        # Weights: a row for each opinion, a column for each set, all sets of a kind side by side.
-        numbers = {"counts": kinds, "online network": self.online is not None, "given network": self.given}
-        start = [opinion.beside_network if self.given else opinion.alone for opinion in OPINIONS]
-        weights = np.repeat(start, [numbers.get(opinion.name, 1) for opinion in OPINIONS]).astype(np.float64)
-        self.set_levels = np.array([levels if kind.by_level else 1 for kind in SETS])
-        self.set_sizes = np.array([kind.size(past) for kind in SETS])
-        ends = np.cumsum(self.set_levels * self.set_sizes)
-        self.first_set = ends - self.set_levels * self.set_sizes
-        self.weights = weights[:, None].repeat(ends[-1], 1)
-        self.time = 0
+        self._maps = Maps(np.concatenate([np.tile(count_probabilities(), kinds), matches]))
+        self.online = OnlineNetwork(spec, factor) if past.size <= VOCABULARY_MAX else None
+        self.weigh([opinion.alone for opinion in OPINIONS])
+        self._time = 0
+
+    def weigh(self, first: list[int]) -> None:
+        """Start from these weights of the opinions, in all sets."""
+        # How many there are of each of OPINIONS.
+        many = [len(self._contexts), 1, 1, int(self.online is not None), int(self.given is not None)]
+        # Weights of each kind of sets: a row for each opinion, a column for each set.
+        column = np.repeat(first, many).astype(np.float64)[:, None]
+        sizes = [kind.size(self.past) * (self.levels if kind.by_level else 1) for kind in SETS]
+        self.weights = [column.repeat(size, 1) for size in sizes]
 
     def begin(self, coded: np.ndarray, given: Given | None = None) -> None:
         """Freeze what the next frame is predicted from.
 
-        coded (G, S, f): the frame's factors before this one, of the segments that go on; given: the network's weights,
-        where `codes` were given.
+        coded (G, S, f): the frame's factors before this one, of the segments that go on; given: for a mixer beside a
+        network, see `mixed.py`.
         """
         past, levels = self.past, self.levels
         past.begin(coded)
         count = len(past.place)
-        if not self.masses or len(self.masses[0].tree) != count:
-            self.masses = [Masses(count, levels) for _ in range((self.online is not None) + self.given)]
-        if self.online is not None:
-            read = np.stack([past.at(*offset) for offset in OFFSETS], axis=1)
-            before = coded.reshape(count, coded.shape[2]) % VOCABULARY_MAX
-            self.masses[0].fill(self.online.predict(read, past.run, before))
-        numbers = np.stack([context.number(past) for context in self.contexts])  # (C, P)
-        self.base = (numbers * self.steps)[:, None]  # (C, 1, P)
+        if self.online:
+            self.online.begin(past, coded)
+        numbers = np.stack([context.number(past) for context in self._contexts])  # (C, P)
+        self._base = (numbers * self._steps)[:, None]  # (C, 1, P)
         # For the match, the node above each level of the last tokens, and 1 or 2 for the side where they went on.
         tokens = np.stack([past.at(dt) for dt in range(1, RECALLED + 1)])  # (RECALLED, P)
         leaves = np.where(tokens < past.size, tokens | 1 << levels, 0)
         path = leaves >> np.arange(levels, -1, -1)[:, None, None]  # (L + 1, RECALLED, P)
-        self.parents = path[:-1]
-        self.sides = ((path[1:] & 1) + 1) * 3 ** np.arange(RECALLED)[:, None]
+        self._parents = path[:-1]
+        self._sides = ((path[1:] & 1) + 1) * 3 ** np.arange(RECALLED)[:, None]
         level = np.arange(levels)[:, None]
         run = np.minimum(past.run, RUNS - 1)
-        self.first_match = len(self.contexts) * COUNT_STATES + MATCHES * (RUNS * level + run)  # (L, P)
+        self._first_match = len(self._contexts) * COUNT_STATES + MATCHES * (RUNS * level + run)  # (L, P)
         # The set of each kind that weighs each decision; `predict` adds the numbers that it learns.
-        self.chosen = np.empty((len(SETS), levels, count), np.int64)  # (M, L, P)
-        for chosen, kind, first, size in zip(self.chosen, SETS, self.first_set, self.set_sizes):
-            chosen[:] = first + size * level if kind.by_level else first
+        self._numbers = []  # (L, P), or (1, P) if the same one weighs all levels
+        for kind in SETS:
+            number = np.zeros((levels if kind.during or kind.by_level else 1, count), np.int64)
+            if kind.by_level:
+                number += kind.size(past) * level
             if kind.before:
-                chosen += kind.before(past)
-        self.trace: list[tuple[np.ndarray, ...]] = []
-        if given is not None:
-            self.masses[-1].fill(given()[:count])
+                number += kind.before(past)
+            self._numbers.append(number)
+        self._trace: list[tuple[np.ndarray, ...]] = []
 
     def predict(self, level: int, node: np.ndarray) -> np.ndarray:
         """First level, node (l, P) of each of l levels -> probability of a 1, float64 (l, P), integers in 1..65535."""
-        here, kinds = slice(level, level + len(node)), len(self.contexts)
-        slot = self.base + node  # (C, l, P)
-        slot &= self.mask
-        slot += self.first_slot
+        here, kinds = slice(level, level + len(node)), len(self._contexts)
+        slot = self._base + node  # (C, l, P)
+        slot &= self._mask
+        slot += self._first_slot
         state = np.empty((kinds + 1, *node.shape), np.int64)
-        np.add(self.counts.states.take(slot), self.first_state, out=state[:kinds])
-        match = ((self.parents[here] == node[:, None]) * self.sides[here]).sum(1)  # (l, P)
-        np.add(match, self.first_match[here], out=state[kinds])
-        opinions = np.empty((len(self.weights), *node.shape))  # (J, l, P), in the order of OPINIONS
-        self.maps.logit.take(state, out=opinions[: kinds + 1], mode="clip")
+        np.add(self.counts.states.take(slot), self._first_state, out=state[:kinds])
+        match = ((self._parents[here] == node[:, None]) * self._sides[here]).sum(1)  # (l, P)
+        np.add(match, self._first_match[here], out=state[kinds])
+        opinions = np.empty((len(self.weights[0]), *node.shape))  # (J, l, P), in the order of OPINIONS
+        self._maps.logit.take(state, out=opinions[: kinds + 1], mode="clip")
         opinions[kinds + 1] = LOGIT
-        for i, masses in enumerate(self.masses):
-            masses.look(node, opinions[kinds + 2 + i])
-        decisions = Decisions(match, opinions[-1] if self.masses else None)
-        chosen = self.chosen[:, here]  # (M, l, P)
-        for part, kind in zip(chosen, SETS):
+        networks = [self.online.masses] if self.online else []
+        if self.given:
+            networks.append(self.given)
+        for network, opinion in zip(networks, opinions[kinds + 2 :]):
+            network.look(node, opinion)
+        decisions = Decisions(match, opinions[-1] if networks else None)
+        weights = np.zeros(opinions.shape)  # (J, l, P)
+        for kind, sets, number in zip(SETS, self.weights, self._numbers):
+            here = slice(level, level + len(node)) if len(number) > 1 else slice(1)
             if kind.during:
-                part += kind.during(decisions)
-        weights = self.weights.take(chosen, 1).sum(1)  # (J, l, P)
+                number[here] += kind.during(decisions)
+            weights += sets.take(number[here], 1)
         weights *= opinions
         x = weights.sum(0)
         x /= ONE
         np.rint(x, out=x)
         x += LOGIT_MAX
         probability = SQUASH.take(x.astype(np.int64), mode="clip")
-        self.trace.append((slot, state, opinions, probability))
+        self._trace.append((slot, state, opinions, probability))
         return probability
-
-    def of_place(self, place: int, weights: np.ndarray) -> TreeMixer:
-        """A mixer that predicts one place in the frame of each segment, and nothing else; after `begin` without given.
-
-        weights (G, V): the given network's, there. For a network that predicts a frame token by token. Once all are
-        known, `hear` and `predict` the whole frame before `update`.
-        """
-        part, rows = copy.copy(self), slice(place, None, self.past.positions)
-        part.base, part.parents, part.sides = self.base[..., rows], self.parents[..., rows], self.sides[..., rows]
-        part.first_match, part.chosen = self.first_match[:, rows], self.chosen[..., rows].copy()
-        part.masses, part.trace = [masses.of_rows(rows) for masses in self.masses], []
-        part.masses[-1].fill(weights)
-        return part
-
-    def hear(self, weights: np.ndarray) -> None:
-        """The given network's weights of the whole frame (P, V), where `begin` was not given them."""
-        self.masses[-1].fill(weights)
 
     def update(self, bits: np.ndarray, tokens: np.ndarray) -> None:
         """Learn from the frame: bits (L, P) of all levels, tokens (G, S)."""
-        parts = zip(*self.trace, strict=True)
+        parts = zip(*self._trace, strict=True)
         slot, state, opinions, probability = (np.concatenate(p, -2) if len(p) > 1 else p[0] for p in parts)
-        flat = bits.reshape(-1)  # (D,)
-        self.counts.learn(slot.reshape(-1), np.tile(flat, len(slot)))
-        self.maps.learn(state.reshape(-1), np.tile(flat, len(state)))
-        self._learn(opinions.reshape(len(opinions), -1), (bits * float(PROBABILITY) - probability).reshape(-1))
+        self.counts.learn(slot, bits)
+        self._maps.learn(state, bits)
+        self._learn(opinions, bits * float(PROBABILITY) - probability)
         self.past.push(tokens)
-        self.time += 1
-        if self.online is not None:
-            self.online.update(tokens.reshape(-1), self.masses[0].total)
+        self._time += 1
+        if self.online:
+            self.online.update(tokens.reshape(-1))
 
     def _learn(self, opinions: np.ndarray, error: np.ndarray) -> None:
-        """Gradient descent of the weights on the code length: opinions (J, D), which are overwritten, error (D,)."""
+        """Gradient descent of the weights on the code length: opinions (J, L, P), overwritten, error (L, P)."""
         opinions *= error
-        (count, sets), chosen = self.weights.shape, self.chosen.reshape(-1)  # (M * D,)
-        cells = (np.arange(count) * sets)[:, None] + chosen
-        values = np.broadcast_to(opinions[:, None], (count, len(self.chosen), len(error)))
-        sums = np.bincount(cells.reshape(-1), values.reshape(-1), self.weights.size).reshape(count, sets)
-        decisions = np.bincount(chosen, minlength=sets)
-        rate = RATE * (1 + 2 * RATE_FRAMES / (RATE_FRAMES + self.time))
-        self.weights += np.rint(sums * (np.minimum(RATE_DECISIONS / np.maximum(decisions, 1), 1.0) * rate))
-        np.clip(self.weights, -WEIGHT_MAX, WEIGHT_MAX, out=self.weights)
+        totals = opinions.sum(1)
+        rate = RATE * (1 + 2 * RATE_FRAMES / (RATE_FRAMES + self._time))
+        for weights, number in zip(self.weights, self._numbers):
+            same = len(error) // len(number)  # levels that are weighed by the same set
+            cells = (np.arange(len(weights)) * weights.shape[1])[:, None, None] + number
+            sums = np.bincount(cells.reshape(-1), (totals if same > 1 else opinions).reshape(-1), weights.size)
+            decisions = same * np.bincount(number.reshape(-1), minlength=weights.shape[1])
+            fading = np.minimum(RATE_DECISIONS / np.maximum(decisions, 1), 1.0) * rate
+            weights += np.rint(sums.reshape(weights.shape) * fading)
+            weights.clip(-WEIGHT_MAX, WEIGHT_MAX, out=weights)

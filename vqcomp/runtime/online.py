@@ -9,13 +9,21 @@ each frame it takes one step of gradient ascent on that frame, with a step size 
 Arrays are float32. A product of matrices is of codes: integers so small that its sums stay below 2^24, so it is exact
 in any order, on any BLAS. All else is single IEEE operations on elements, in the order written here.
 
-Shapes: P positions of a frame in all active segments, S positions of one, V vocabulary, D width, J past tokens,
-N gates.
+A frame's positions are taken in blocks of 64. What concerns tokens stands in arrays (b, V, B), so that operations run
+along whole arrays, and a few blocks at a time stay in a cache. BLAS takes products of 64 x 64 in one go, and starts no
+threads for them. Tokens have the order of the tree of masses, see `Masses`.
+
+Shapes: P positions of a frame in all active segments, padded to b blocks of B; V vocabulary, filled up to a power of
+two; D width, J past tokens, N gates.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+from .contexts import HISTORY, Past
+from .opinions import BLOCK, Masses
+from .spec import TokenSpec
 
 VOCABULARY_MAX = 4096
 """Largest vocabulary for which the network is worth its time."""
@@ -56,13 +64,11 @@ DECAY = 512.0
 FLOOR = 256.0
 """Keeps the first steps finite, in steps of a gradient."""
 NOISE = 4500
-KNOWN = 1024.0
-"""Steps of a weight for each of a trained network's codes."""
-KNOWN_SQUARES = float(1 << 22)
-"""Rows that start from such codes take smaller steps at first."""
 RUNS = 16
-BLOCK = 64
-"""Positions whose gradients are summed exactly; the blocks' sums are added one after another."""
+FEW = 2
+"""Blocks that are computed together: few enough for a cache."""
+FOLD = 16
+"""Rows of lanes that are compared as one: long rows are faster."""
 
 
 def _noise(rows: int, columns: int) -> np.ndarray:
@@ -83,147 +89,146 @@ def _root(x: np.ndarray) -> np.ndarray:
     return r
 
 
-def _in_order(parts: np.ndarray) -> np.ndarray:
-    """Add the first axis up, one after another, in place."""
-    for part in parts[1:]:
-        parts[0] += part
-    return parts[0]
-
-
-class _Weights:
-    """Rows of weights (rows, columns) that learn by Adagrad, each with a step size of its own."""
-
-    def __init__(self, value: np.ndarray, rates: np.ndarray):
-        self.value, self.rates = value, rates * UNIT
-        self.squares = np.zeros(len(value))
-
-    def step(self, gradient: np.ndarray) -> None:
-        """Add a step up the gradient (rows, columns), in steps of ERROR, and overwrite it."""
-        np.rint(gradient, out=gradient)
-        np.clip(gradient, -GRADIENT_MAX, GRADIENT_MAX, out=gradient)
-        mean = np.einsum("rc->r", np.abs(gradient)).astype(np.float64) / gradient.shape[1]
-        self.squares += np.rint(mean * mean) - np.floor(self.squares / DECAY)
-        gradient *= (self.rates / (_root(self.squares) + FLOOR)).astype(np.float32)[:, None]
-        np.rint(gradient, out=gradient)
-        self.value += gradient
-        np.clip(self.value, -BOUND, BOUND, out=self.value)
+def _codes(x: np.ndarray, scale: float, bound: float) -> np.ndarray:
+    """x in steps of another size: integers within the bound. In place."""
+    x *= scale
+    np.rint(x, out=x)
+    return x.clip(-bound, bound, out=x)
 
 
 class OnlineNetwork:
-    """Probabilities of the tokens of a frame."""
+    """Probabilities of the tokens of a frame: `begin` it, look at `masses`, `update`."""
 
-    def __init__(
-        self,
-        vocabulary: int,
-        positions: int,
-        past: int,
-        gates: int,
-        contexts: list[int],
-        codes: np.ndarray | None = None,
-    ):
-        """past (J) tokens to read, of which the first `gates` (N) can be pointed at; sizes of further contexts.
+    def __init__(self, spec: TokenSpec, factor: int):
+        """For a factor of at most VOCABULARY_MAX tokens."""
+        self._spec, vocabulary, self.masses = spec, spec.factors[factor], Masses(spec.factors[factor])
+        self._size = size = self.masses.size
+        # The rows of tokens and of "no token": in the order of the tree, which has some places more.
+        order = self.masses.place[size:] // BLOCK - size
+        self._unused, self.order = order[vocabulary:], np.append(order[:vocabulary], size)
+        # Rows of weights: embeddings, of which the last is "no token" and stays 0; matrices; contexts. Then single
+        # weights: biases of the tokens, gates of positions and of runs. All are views of one array.
+        further = [min(size, VOCABULARY_MAX) for size in spec.factors[:factor]]
+        sizes = [size + 1, len(OFFSETS) * WIDTH, spec.positions, RUNS, *further]
+        singles = [size, spec.positions * GATES, RUNS * GATES]
+        self._first, self._first_single = np.cumsum([0, *sizes]), np.cumsum([0, *singles])
+        rates = [RATE, RATE_MATRIX] + [RATE_CONTEXT] * (len(sizes) - 2) + [RATE, RATE, RATE_MATRIX]
+        self._rates = UNIT * np.repeat(rates, sizes + singles)
+        self.squares = np.zeros(len(self._rates))
+        end = self._first[-1] * WIDTH
+        self.value, self._gradient = np.zeros((2, end + self._first_single[-1]), np.float32)
+        self.rows, self._slopes = (array[:end].reshape(-1, WIDTH) for array in (self.value, self._gradient))
+        self._singles, self._single_slopes = self.value[end:], self._gradient[end:]
+        self.rows[self.order[:-1]] = _noise(vocabulary, WIDTH)
+        for j in range(GATES):
+            np.fill_diagonal(self.rows[size + 1 + j * WIDTH :][:WIDTH], UNIT if j == 0 else UNIT / 2)
+        self._singles[size : self._first_single[2] : GATES] = UNIT
 
-        codes: what a trained network has learned of the tokens, integers (V, any number) within a byte, to start from.
-        """
-        self.vocabulary, self.positions, self.past_count, self.gate_count = vocabulary, positions, past, gates
-        # OpenBLAS starts no threads for products of blocks of this size: the waiting would cost more than they do.
-        self.columns = BLOCK if vocabulary % BLOCK == 0 else vocabulary
-        # Rows: embeddings, of which the last is "no token" and stays 0; matrices; contexts.
-        sizes = [vocabulary + 1, past * WIDTH, positions, RUNS, *contexts]
-        self.first = np.cumsum([0, *sizes])
-        rows = np.zeros((self.first[-1], WIDTH), np.float32)
-        rows[:vocabulary] = _noise(vocabulary, WIDTH)
-        rates = np.repeat([RATE, RATE_MATRIX] + [RATE_CONTEXT] * (len(sizes) - 2), sizes)
-        self.rows = _Weights(rows, rates)
-        self.table, self.matrix = np.split(rows, self.first[1:3])[:2]
-        if codes is not None:
-            self.table[:-1, : codes.shape[1]] = codes[:, :WIDTH] * KNOWN
-            self.rows.squares[:vocabulary] = KNOWN_SQUARES
-        for j in range(gates):
-            np.fill_diagonal(self.matrix[j * WIDTH :], UNIT if j == 0 else UNIT / 2)
-        # Single weights: biases of the tokens, gates of positions and of runs.
-        sizes = [vocabulary, positions * gates, RUNS * gates]
-        self.first_single = np.cumsum([0, *sizes])
-        singles = np.zeros((self.first_single[-1], 1), np.float32)
-        singles[vocabulary : vocabulary + positions * gates : gates] = UNIT
-        self.singles = _Weights(singles, np.repeat([RATE, RATE, RATE_MATRIX], sizes))
+    def begin(self, past: Past, coded: np.ndarray) -> None:
+        """Predict a frame, whose factors before this one are coded (G, S, f)."""
+        size, first, count = self._size, self._first, len(past.run)
+        self.masses.fit(count)
+        tree = self.masses.tree
+        row = np.arange(len(self.masses.first))
+        inside = np.minimum(row, count - 1)  # what is beyond the last position repeats it, for nothing
+        place, run = past.place.take(inside), np.minimum(past.run, RUNS - 1).take(inside)
+        read = np.stack([past.at(*offset).take(inside) for offset in OFFSETS])  # (J, P)
+        self._past = self.order.take(read)
+        factors = coded.reshape(count, -1).T % VOCABULARY_MAX
+        self._context = np.stack([place, run, *factors.take(inside, 1)]) + first[2:-1, None]  # (n, P)
+        gates = np.stack([place, run]) * GATES + self._first_single[1:3, None]
+        self._gates = gates[:, None] + np.arange(GATES)[:, None]  # (2, N, P)
+        self._known = read[:GATES] < past.size
+        self._copies = self.masses.first + self.masses.place.take(size + read[:GATES] * self._known)  # (N, P)
+        gate = self._singles.take(self._gates).sum(0) * (NATS / UNIT) * self._known
+        bias = self._singles[:size] * (NATS / UNIT)
+        bias[self._unused] = -np.inf
+        bias = bias.repeat(BLOCK).reshape(-1, BLOCK)
+        codes = _codes(self.rows[: size + 1].copy(), CODE / UNIT, CODE_MAX)
+        self._table = codes[:-1].reshape(-1, min(BLOCK, size), WIDTH)
+        self._matrix = _codes(self.rows[first[1] : first[2]].copy(), CODE / UNIT, MATRIX_MAX).reshape(-1, WIDTH, WIDTH)
+        self._input = codes.take(self._past.reshape(len(read), -1, BLOCK).swapaxes(0, 1), 0)  # (b, J, B, D)
+        sums, *products = np.matmul(self._input, self._matrix).swapaxes(0, 1)  # (b, B, D) each
+        for product in products:
+            sums += product
+        sums += self.rows.take(self._context, 0).sum(0).reshape(sums.shape)
+        self._hidden = _codes(sums, HIDDEN / UNIT, HIDDEN_MAX)
+        lanes = self._hidden.swapaxes(1, 2).copy()
+        for i in range(0, len(tree), FEW):
+            few = slice(i, i + FEW)
+            x = tree[few, size:]  # (b, V, B): at first logits
+            np.matmul(self._table, lanes[few, None], out=self._parts(x))
+            x *= NATS / (CODE * HIDDEN)
+            x += bias
+            rows = slice(i * BLOCK, (i + FEW) * BLOCK)
+            np.add.at(tree.reshape(-1), self._copies[:, rows], gate[:, rows])
+            best = x.reshape(len(x), -1, min(FOLD, size) * BLOCK).max(1)
+            x -= best.reshape(len(x), -1, BLOCK).max(1)[:, None]
+            x.clip(-RANGE, 0, out=x)
+            x.view(np.int32)[:] = x + 127 * OCTAVE
+            x[:, self._unused] = 0
+            self.masses.sum_up(tree[few])
 
-    def predict(self, past: np.ndarray, run: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        """Weights of each token, float32 (P, V), 2^-22..1.
+    def update(self, tokens: np.ndarray) -> None:
+        """One step up the gradient of log p of the frame's tokens (P,)."""
+        gradient, slopes, first, size, spec = self._gradient, self._slopes, self._first, self._size, self._spec
+        tree, outputs, matrix = self.masses.tree, np.zeros((size, WIDTH), np.float32), np.zeros_like(self._matrix)
+        scale = -ERROR / tree[:, 1]  # (b, B)
+        # What becomes the error of the right token once it is scaled and rounded, as all are: an integer below 2^15 and
+        # a quotient by it differ by two roundings of 2^-24, far less than the half that rounding takes away.
+        flat, factor = tree.reshape(-1), scale.reshape(-1)[: len(tokens)]
+        right = self.masses.first[: len(tokens)] + self.masses.place.take(size + tokens)
+        flat[right] = (np.rint(flat[right] * factor) + ERROR) / factor
+        scale.reshape(-1)[len(tokens) :] = 0
+        coarse = _codes(self._hidden.copy(), COARSE / HIDDEN, COARSE_MAX)
+        lanes, biases = np.empty((len(tree), WIDTH, BLOCK), np.float32), np.zeros(size)
+        for i in range(0, len(tree), FEW):
+            few = slice(i, i + FEW)
+            error = tree[few, size:]
+            error *= scale[few, None]
+            np.rint(error, out=error)
+            biases += np.einsum("bvp->bv", error).sum(0)
+            parts = self._parts(error)
+            lanes[few] = np.matmul(self._table.swapaxes(1, 2), parts).sum(1)  # (b, D, B)
+            for part, y in zip(parts, coarse[few]):
+                outputs += np.matmul(part, y).reshape(-1, WIDTH)
+        back = _codes(lanes, HIDDEN / (ERROR * CODE), HIDDEN_MAX).swapaxes(1, 2).copy()  # (b, B, D)
+        for x, k in zip(self._input.swapaxes(2, 3), back):
+            matrix += np.matmul(x, k)
+        slopes[first[1] : first[2]] = matrix.reshape(-1, WIDTH) * (ERROR / (CODE * HIDDEN))
+        flow = np.matmul(back, self._matrix.swapaxes(1, 2).copy()[:, None])  # (J, b, B, D)
+        flow *= ERROR / (HIDDEN * CODE)
+        flow = np.rint(flow, out=flow).astype(np.int32).reshape(len(flow), -1, WIDTH)
+        # What flows back to tokens: that of the neighbours is added up where they are.
+        flow[self._past == size] = 0
+        grid = flow[:, : len(tokens)].reshape(len(flow), -1, spec.height, spec.width, WIDTH)
+        for (dt, dy, dx), flows in zip(OFFSETS[HISTORY:], grid[HISTORY:]):
+            grid[dt - 1] += np.roll(flows, (dy, dx), (1, 2))
+        slopes[: first[1]] = _sums(self._past[:HISTORY], flow[:HISTORY], first[1])
+        slopes[:size] += outputs * (1 / COARSE)
+        back = back.reshape(-1, WIDTH) * (ERROR / HIDDEN)
+        places = back[: len(tokens)].reshape(-1, spec.positions, WIDTH)
+        slopes[first[2] : first[3]] = places.sum(0, dtype=np.float64)
+        for context, i, j in zip(self._context[1:], first[3:], first[4:]):
+            slopes[i:j] = _sums(context - i, back, j - i)
+        picked = np.broadcast_to(flat.take(self._copies) * self._known, self._gates.shape)
+        self._single_slopes[:] = np.bincount(self._gates.reshape(-1), picked.reshape(-1), len(self._singles))
+        self._single_slopes[:size] = biases
+        _codes(gradient, 1, GRADIENT_MAX)
+        mean = np.append(np.einsum("rc->r", np.abs(slopes)) / np.float64(WIDTH), np.abs(self._single_slopes))
+        self.squares += np.rint(mean * mean) - np.floor(self.squares / DECAY)
+        scale = (self._rates / (_root(self.squares) + FLOOR)).astype(np.float32)
+        slopes *= scale[: len(slopes), None]
+        self._single_slopes *= scale[len(slopes) :]
+        self.value += np.rint(gradient, out=gradient)
+        self.value.clip(-BOUND, BOUND, out=self.value)
 
-        past (P, J) tokens, newest first, V for none; run (P,) frames that the newest has stayed; contexts (P, ...).
-        """
-        self.count, gates = len(past), self.gate_count
-        row = np.arange(-(-len(past) // BLOCK) * BLOCK)  # padded to whole blocks of B
-        inside = np.minimum(row, len(past) - 1)
-        place, run, past = row % self.positions, np.minimum(run, RUNS - 1)[inside], past[inside]
-        self.row, self.past = row[:, None], past
-        self.context = np.concatenate([place[:, None], run[:, None], contexts[inside]], 1) + self.first[2:-1]
-        pair = np.stack([place, run], 1) * gates + self.first_single[1:3]
-        self.gates = (pair[:, :, None] + np.arange(gates))[: self.count]  # (P, 2, N)
-        codes = np.rint(self.rows.value[: self.first[2]] * np.float32(CODE / UNIT))
-        self.codes, matrix = codes[: self.vocabulary + 1], codes[self.first[1] :]
-        np.clip(self.codes, -CODE_MAX, CODE_MAX, out=self.codes)
-        self.matrix_codes = np.clip(matrix, -MATRIX_MAX, MATRIX_MAX, out=matrix).reshape(-1, WIDTH, WIDTH)
-        self.input = self.codes.take(past, 0).reshape(-1, BLOCK, self.past_count, WIDTH)
-        hidden = _in_order(np.matmul(self.input.transpose(2, 0, 1, 3), self.matrix_codes[:, None]))  # (P / B, B, D)
-        hidden += self.rows.value.take(self.context, 0).sum(1).reshape(hidden.shape)
-        hidden *= np.float32(HIDDEN / UNIT)
-        np.rint(hidden, out=hidden)
-        self.hidden = np.clip(hidden, -HIDDEN_MAX, HIDDEN_MAX, out=hidden)
-        x = np.empty((len(past), self.vocabulary), np.float32)
-        table = self.codes[:-1].reshape(-1, self.columns, WIDTH)
-        np.matmul(hidden[:, None], table.swapaxes(1, 2), out=self._blocks(x))
-        x *= np.float32(NATS / (CODE * HIDDEN))
-        x += self.singles.value[: self.vocabulary, 0] * np.float32(NATS / UNIT)
-        self.known = past[:, :gates] < self.vocabulary
-        self.copies = np.minimum(past[:, :gates], self.vocabulary - 1)
-        gate = self.singles.value[:, 0].take(self.gates).sum(1) * np.float32(NATS / UNIT)
-        for n in range(gates):
-            x[row[: self.count], self.copies[: self.count, n]] += gate[:, n] * self.known[: self.count, n]
-        x -= x.max(1, keepdims=True)
-        np.clip(x, -RANGE, 0, out=x)
-        x += np.float32(127 * OCTAVE)
-        self.weights = x.astype(np.int32).view(np.float32)
-        return self.weights[: self.count]
+    def _parts(self, x: np.ndarray) -> np.ndarray:
+        """(b, V, B) -> (b, V / 64, 64, B), as products take it."""
+        return x.reshape(len(x), *self._table.shape[:2], BLOCK)
 
-    def _blocks(self, x: np.ndarray) -> np.ndarray:
-        """(P, V) as blocks (P / B, V / columns, B, columns)."""
-        return x.reshape(len(x) // BLOCK, BLOCK, -1, self.columns).swapaxes(1, 2)
 
-    def update(self, tokens: np.ndarray, total: np.ndarray) -> None:
-        """One step up the gradient of log p of tokens (P,); total (P,) is the sum of each row of `predict`."""
-        error = self.weights
-        error[: self.count] *= (np.float32(-ERROR) / total)[:, None]
-        error[self.count :] = 0
-        np.rint(error, out=error)
-        error[self.row[: self.count, 0], tokens] += np.float32(ERROR)  # (P, V)
-        blocks, table = self._blocks(error), self.codes[:-1].reshape(-1, self.columns, WIDTH)
-        back = np.matmul(blocks, table).sum(1)  # (P / B, B, D)
-        back *= np.float32(HIDDEN / (ERROR * CODE))
-        np.rint(back, out=back)
-        np.clip(back, -HIDDEN_MAX, HIDDEN_MAX, out=back)
-        # Rows of weights that positions read: (P / B, J + contexts, B).
-        inputs = np.matmul(back[:, None], self.matrix_codes.swapaxes(1, 2))  # (P / B, J, B, D)
-        inputs *= np.float32(ERROR / (HIDDEN * CODE))
-        np.rint(inputs, out=inputs)
-        read = np.concatenate([self.past, self.context], 1)
-        read = read.reshape(-1, BLOCK, read.shape[1]).swapaxes(1, 2)
-        context = back[:, None] * np.float32(ERROR / HIDDEN)
-        values = np.concatenate([inputs] + [context] * self.context.shape[1], 1)
-        cells = read.reshape(-1, 1) * WIDTH + np.arange(WIDTH)
-        sums = np.bincount(cells.reshape(-1), values.reshape(-1), self.first[-1] * WIDTH)
-        gradient = sums.astype(np.float32).reshape(-1, WIDTH)
-        coarse = np.clip(np.rint(self.hidden * np.float32(COARSE / HIDDEN)), -COARSE_MAX, COARSE_MAX)
-        outputs = _in_order(np.matmul(blocks.swapaxes(2, 3), coarse[:, None])).reshape(-1, WIDTH)  # (V, D)
-        outputs *= np.float32(1 / COARSE)
-        gradient[: self.vocabulary] += outputs
-        gradient[self.vocabulary] = 0
-        matrix = _in_order(np.matmul(self.input.transpose(0, 2, 3, 1), back[:, None]))  # (J, D, D)
-        matrix *= np.float32(ERROR / (CODE * HIDDEN))
-        gradient[self.first[1] : self.first[2]] = matrix.reshape(-1, WIDTH)
-        self.rows.step(gradient)
-        picked = (error[self.row, self.copies] * self.known)[: self.count]  # (P, N)
-        single = np.bincount(self.gates.reshape(-1), np.stack([picked, picked], 1).reshape(-1), self.first_single[-1])
-        single[: self.vocabulary] += error.reshape(-1, BLOCK, self.vocabulary).sum(1).sum(0, dtype=np.float64)
-        self.singles.step(single.astype(np.float32)[:, None])
+def _sums(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Sum of the values (..., D) of each of `count` rows, numbers (...): float64 (count, D)."""
+    cells = rows[..., None] * WIDTH + np.arange(WIDTH)
+    return np.bincount(cells.reshape(-1), values.reshape(-1), count * WIDTH).reshape(-1, WIDTH)

@@ -34,7 +34,10 @@ COUNT_STATES = (len(COUNT_BOUNDS) + 1) * SHARES
 """States of a count: its total, then its share of ones."""
 NEW_COUNT = SHARES // 2
 """State of a count of nothing: total 0, a share of one half."""
-_COUNT_STEPS = np.searchsorted(COUNT_BOUNDS, np.arange(COUNT_LIMIT // COUNT + 1), side="right")
+BLOCK = 64
+"""Positions whose gradients are summed exactly; the blocks' sums are added one after another."""
+_FIRST_STATES = SHARES * np.searchsorted(COUNT_BOUNDS, np.arange(COUNT_LIMIT // COUNT + 1), side="right") - NEW_COUNT
+"""Of a total, the state of share 0, less NEW_COUNT."""
 _MASS_MIN = np.float32(2.0**-64)
 """Below any mass that is not 0; keeps quotients finite."""
 
@@ -62,20 +65,17 @@ class Maps:
         self.probability = start.astype(np.float64)
         self.logit = STRETCH.take(start)
         self.count = np.zeros(len(start))
-        self._seen = np.zeros(len(start), np.int64)  # of this frame: decisions, and 2^32 for each 1
 
     def learn(self, state: np.ndarray, bits: np.ndarray) -> None:
-        """A frame's states and bits, int64 (n,). A state that occurs often is written often, always the same value."""
-        np.add.at(self._seen, state, (bits << 32) + 1)
-        seen = self._seen.take(state)
-        self._seen[state] = 0
-        decisions = (seen & 0xFFFFFFFF).astype(np.float64)
-        ones = (seen >> 32).astype(np.float64)
-        old, count = self.probability.take(state), self.count.take(state)
-        new = old + np.rint((ones * PROBABILITY - decisions * old) / (count + decisions + MAP_DELTA))
-        self.probability[state] = np.clip(new, PROBABILITY_MIN, PROBABILITY - PROBABILITY_MIN, out=new)
-        self.logit[state] = STRETCH.take(new.astype(np.int64))
-        self.count[state] = np.minimum(count + decisions, MAP_LIMIT)
+        """A frame's states (..., n) and bits (n,), int64. `state` is overwritten."""
+        state *= 2
+        state += bits
+        zeros, ones = np.bincount(state.reshape(-1), minlength=2 * len(self.count)).reshape(-1, 2).T
+        decisions, old = (zeros + ones).astype(np.float64), self.probability
+        new = old + np.rint((ones * float(PROBABILITY) - decisions * old) / (self.count + decisions + MAP_DELTA))
+        self.probability = np.clip(new, PROBABILITY_MIN, PROBABILITY - PROBABILITY_MIN, out=new)
+        self.logit = STRETCH.take(new.astype(np.int64))
+        self.count = np.minimum(self.count + decisions, MAP_LIMIT)
 
 
 def count_probabilities() -> np.ndarray:
@@ -92,59 +92,63 @@ class Counts:
         self.states = np.zeros(slots, np.int16)  # less NEW_COUNT, so that an untouched table takes no memory
 
     def learn(self, slot: np.ndarray, bits: np.ndarray) -> None:
-        """A frame's slots and bits, int64 (n,)."""
+        """A frame's slots (..., n) and bits (n,), int64."""
         # Words wrap around if one frame overflows a count: the same everywhere, and no harm but to that count.
-        np.add.at(self.words, slot, (bits * (COUNT << 16) + COUNT).astype(np.uint32))
-        word = self.words.take(slot).astype(np.int64)
+        seen = np.broadcast_to((bits * (COUNT << 16) + COUNT).astype(np.uint32), slot.shape)
+        slot = slot.reshape(-1)
+        np.add.at(self.words, slot, seen.reshape(-1))
+        word = self.words.take(slot)
         total = word & 0xFFFF
         ones = np.minimum(word >> 16, total)
         over = np.flatnonzero(total > COUNT_LIMIT)
         ones[over] = ones[over] * COUNT_LIMIT // total[over]
         total[over] = COUNT_LIMIT
-        self.words[slot[over]] = (ones << 16 | total)[over]
+        self.words[slot[over]] = ones[over] << 16 | COUNT_LIMIT
         # The quotient is below PROBABILITY, for the prior keeps it below 1.
-        p = ((ones + COUNT_PRIOR) * float(PROBABILITY) / (total + 2 * COUNT_PRIOR)).astype(np.int64)
-        self.states[slot] = _COUNT_STEPS.take(total // COUNT) * SHARES + p * SHARES // PROBABILITY - NEW_COUNT
+        p = (ones + COUNT_PRIOR) * float(PROBABILITY)
+        p /= total + 2 * COUNT_PRIOR
+        # Shifts: quotients by 2^16 and by COUNT.
+        self.states[slot] = (p.astype(np.int32) * SHARES >> 16) + _FIRST_STATES.take(total >> 6)
 
 
 class Masses:
-    """The mass that a network gives to the tokens below each node of the tree."""
+    """The mass that a network gives to the tokens below each node of the tree.
 
-    def __init__(self, count: int, levels: int):
-        """For frames of so many positions (P)."""
-        self.size = 1 << levels
-        self.tree = np.zeros((count, 2 * self.size), np.float32)  # node n at n, its children at 2 n and 2 n + 1
-        self.first = np.arange(count) * 2 * self.size
+    A level stands in the order of its nodes' bits read backwards: its first half are the first children of the level
+    above, in that level's order, and its second half the second ones. Whole halves are added sooner than pairs.
+    """
 
-    @property
-    def total(self) -> np.ndarray:
-        """(P,): of all tokens."""
-        return self.tree[:, 1]
+    def __init__(self, vocabulary: int):
+        level, levels = np.arange(1), [np.arange(1, 2)]
+        while level.size < vocabulary:
+            level = np.concatenate([level * 2, level * 2 + 1])
+            levels.append(level + level.size)
+        self.size = level.size
+        self.place = np.concatenate([[0], *levels]) * BLOCK  # of each node
+        self.tree = np.zeros((0, 2 * self.size, BLOCK), np.float32)  # (b, nodes, B)
 
-    def of_rows(self, rows: slice) -> Masses:
-        """Those of some positions."""
-        part = Masses(0, self.size.bit_length() - 1)
-        part.tree = np.ascontiguousarray(self.tree[rows])
-        part.first = np.arange(len(part.tree)) * 2 * self.size
-        return part
+    def fit(self, count: int) -> None:
+        """Make room for frames of so many positions (P)."""
+        blocks = -(-count // BLOCK)
+        if blocks != len(self.tree):
+            self.tree = np.zeros((blocks, *self.tree.shape[1:]), np.float32)
+            position = np.arange(blocks * BLOCK)  # with what is beyond the last one
+            # Where a position's node stands in the tree, flat: `first` of the one and `place` of the other together.
+            self.first = position + position // BLOCK * (self.tree[0].size - BLOCK)
 
-    def fill(self, weights: np.ndarray) -> None:
-        """weights (P, V) of the tokens, float32."""
+    def sum_up(self, tree: np.ndarray) -> None:
+        """From the weights in some blocks' tree, all other masses."""
         size = self.size
-        self.tree[:, size : size + weights.shape[1]] = weights
         while size > 1:
-            children = self.tree[:, size : 2 * size]
+            children = tree[:, size : 2 * size]
             size >>= 1
-            np.add(children[:, ::2], children[:, 1::2], out=self.tree[:, size : 2 * size])
+            np.add(children[:, :size], children[:, size:], out=tree[:, size : 2 * size])
 
     def look(self, node: np.ndarray, out: np.ndarray) -> None:
-        """Write the logits at nodes (L, P) to `out` (L, P)."""
-        at = self.first + node
-        total = self.tree.take(at)
-        at += node
-        at += 1
-        p = self.tree.take(at)
-        p /= np.maximum(total, _MASS_MIN)
-        p *= np.float32(PROBABILITY)
-        np.minimum(np.maximum(p, 1, out=p), PROBABILITY - 1, out=p)
+        """Write the logits at nodes (l, P) to `out` (l, P)."""
+        first = self.first[: node.shape[1]]
+        p = self.tree.take(first + self.place.take(2 * node + 1))
+        p /= np.maximum(self.tree.take(first + self.place.take(node)), _MASS_MIN)
+        p *= PROBABILITY
+        p.clip(1, PROBABILITY - 1, out=p)
         STRETCH.take(p.astype(np.int64), out=out, mode="clip")

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,22 +58,34 @@ class PackedOps(TorchOps):
         )
 
 
+class Int8Ops(TorchOps):
+    """int8 by torch's own product, on a CPU or a GPU."""
+
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+        super().__init__(device, "int8", threads)
+
+    def _product(self, x: Array, matrix: Array) -> Array:
+        rows, (depth, columns) = len(x), matrix.shape
+        if not self.on_host:  # CUDA wants more than 16 rows, and columns in multiples of 8
+            pad = self.torch.nn.functional.pad
+            x, matrix = pad(x, (0, -depth % 8, 0, max(0, 17 - rows))), pad(matrix, (0, -columns % 8, 0, -depth % 8))
+        return self.torch._int_mm(x, matrix)[:rows, :columns]
+
+
 class BfloatOps(TorchOps):
     """bfloat16 into float32 on a GPU; codes are below 2^8, so bfloat16 holds them."""
 
     def __init__(self, device: str = "cuda", threads: int | None = None) -> None:
         super().__init__(device, "bfloat16", threads)
 
-    def linear(self, x: Array, weight: Weight) -> Array:
-        matrix, scale = weight
-        y = self.torch.mm(x.to(matrix.dtype), matrix, out_dtype=self.torch.float32)
-        return y if scale is None else y.mul_(scale)
+    def _product(self, x: Array, matrix: Array) -> Array:
+        return self.torch.mm(x, matrix, out_dtype=self.torch.float32)
 
 
 def kinds(ops: TorchOps) -> list[Callable[[], TorchOps]]:
     """The same operations with other kinds of products, where this torch has them."""
-    device, other = str(ops.device), PackedOps if ops.on_host else BfloatOps
-    return [lambda: other(device, ops.threads), lambda: TorchOps(device, "int8", ops.threads)]
+    others = (PackedOps if ops.on_host else BfloatOps, Int8Ops)
+    return [partial(other, str(ops.device), ops.threads) for other in others]
 
 
 def fastest(ops: TorchOps, config: ModelConfig) -> TorchOps:

@@ -7,6 +7,7 @@ frame by frame, in it place by place, in it level by level, in it segment by seg
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +17,9 @@ from .codec import Advance, Codec
 from .coder import Decoder
 from .compute import Compute
 from .errors import DamageError, InputError
-from .mixing import TreeMixer
+from .given import GivenMixer, fill
 from .online import WIDTH
+from .opinions import Masses
 from .spec import TokenSpec
 from .tables import weights
 from .token_codec import check_segment
@@ -27,12 +29,43 @@ from .token_windows import TokenWindows
 from .uniform import decode_uniform, encode_uniform, modelled
 
 CODE_MAX = 127
-"""Largest code of an embedding, as `TreeMixer` wants them."""
+"""Largest code of an embedding, as `GivenMixer` wants them."""
 
 
 def make(spec: TokenSpec, model: bytes, compute: Compute) -> TokenMixedCodec:
     """The codec for tokens of `spec` by an external network and by learning; raises as `load_windows` does."""
     return TokenMixedCodec(load_windows(spec, model, compute))
+
+
+class PlaceMixer(GivenMixer):
+    """A mixer beside a network that predicts token by token: a frame is begun, asked for place by place, then whole."""
+
+    def of_place(self, place: int, weights: np.ndarray) -> PlaceMixer:
+        """A mixer that predicts one place in the frame of each segment, and nothing else; after `begin` without given.
+
+        weights (G, V): the given network's, there. Once all are known, `hear` and `predict` the whole frame before
+        `update`.
+        """
+        part = copy.copy(self)
+        part._stay_at(slice(place, None, self.past.positions))
+        part.given = Masses(self.past.size)
+        part.hear(weights)
+        return part
+
+    def hear(self, weights: np.ndarray) -> None:
+        """The given network's weights (P, V), where `begin` was not given them."""
+        assert self.given
+        fill(self.given, weights)
+
+    def _stay_at(self, rows: slice) -> None:
+        """Have these of a frame's positions only."""
+        self._base, self._parents, self._sides = (x[..., rows] for x in (self._base, self._parents, self._sides))
+        self._first_match, self._numbers = self._first_match[:, rows], [x[:, rows].copy() for x in self._numbers]
+        self._trace = []
+        if self.online:
+            self.online = copy.copy(self.online)
+            self.online.masses = copy.copy(self.online.masses)
+            self.online.masses.first = self.online.masses.first[rows]
 
 
 class TokenMixedCodec(Codec):
@@ -115,21 +148,21 @@ class TokenMixedCodec(Codec):
                 advance(frame.size)
         return segments
 
-    def _predict(self, mixer: TreeMixer, frame: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _predict(self, mixer: PlaceMixer, frame: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A known frame (G, S), and the network's weights (G, S, V) -> probabilities of ones, and bits, both (L, P)."""
         tokens, level = frame.reshape(-1), np.arange(mixer.levels)[:, None]
         mixer.hear(given.reshape(len(tokens), -1))
         probability = mixer.predict(0, (1 << level) | (tokens >> (mixer.levels - level)))
         return probability, (tokens >> (mixer.levels - 1 - level)) & 1
 
-    def _mixer(self, segments: int) -> TreeMixer:
+    def _mixer(self, segments: int) -> PlaceMixer:
         """A new one, whose online network starts from the given one's embeddings, folded to its width."""
         engine, spec = self.windows.engine, self.windows.spec
         embeddings = engine.ops.host(engine.tokens)[: spec.factors[0]].astype(np.float64)
         width = min(WIDTH, embeddings.shape[1])
         embeddings = np.pad(embeddings, ((0, 0), (0, -embeddings.shape[1] % width)))
         folded = embeddings.reshape(len(embeddings), -1, width).sum(1)
-        return TreeMixer(spec, 0, segments, np.rint(folded * (CODE_MAX / max(np.abs(folded).max(), 1.0))))
+        return PlaceMixer(spec, 0, segments, np.rint(folded * (CODE_MAX / max(np.abs(folded).max(), 1.0))))
 
     def _require_room(self, segments: Sequence[np.ndarray]) -> None:
         """Raise InputError unless memory has room for the segments of a group side by side."""

@@ -10,7 +10,7 @@ Shapes: K samples, B of them computed together, T frames, S positions, F factors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from ..runtime.engine import Engine, State
 from ..runtime.errors import InputError
 from ..runtime.kinds import EXTERNAL
 from ..runtime.loading import load_engine
-from ..runtime.mixed import FramePredictor
+from ..runtime.mixed import FramePredictor, mixers_beside
 from ..runtime.mixing import Given, TreeMixer
 from ..runtime.spec import TokenSpec
 from ..runtime.token_external import load_windows
@@ -184,14 +184,14 @@ class LearningImaginer:
                 advance(before[..., 0].size)
         return out
 
-    def _learn(self, prompt: np.ndarray) -> list[TreeMixer]:
+    def _learn(self, prompt: np.ndarray) -> Sequence[TreeMixer]:
         """The mixers of all factors, and the network's state, after the true frames, coded as a group of one."""
         network, spec = self.network, self.spec
-        codes: list[np.ndarray | None] = [None for _ in spec.factors]
         if network:
-            codes = [*network.engine.embeddings]
+            mixers: Sequence[TreeMixer] = mixers_beside(network.engine, 1)
             network.start(1)
-        mixers = [TreeMixer(spec, f, 1, codes[f]) for f in range(len(spec.factors))]
+        else:
+            mixers = [TreeMixer(spec, f, 1) for f in range(len(spec.factors))]
         before = np.full((1, spec.positions, len(spec.factors)), -1, np.int64)
         for frame in prompt.astype(np.int64)[:, None]:  # (1, S, F)
             given = self._given(before)

@@ -18,7 +18,7 @@ from ..runtime.engine import Engine
 from ..runtime.errors import InputError
 from ..runtime.kinds import EXTERNAL
 from ..runtime.loading import load_engine
-from ..runtime.mixed import FramePredictor
+from ..runtime.mixed import FramePredictor, mixers_beside
 from ..runtime.mixing import TreeMixer
 from ..runtime.spec import TokenSpec
 from ..runtime.tables import Tables
@@ -81,11 +81,11 @@ def _by_network(engine: Engine, group: Sequence[np.ndarray], advance: Advance | 
 def _by_learning(
     spec: TokenSpec, network: FramePredictor | None, group: Sequence[np.ndarray], advance: Advance | None
 ) -> list[np.ndarray]:
-    codes: list[np.ndarray | None] = [None] * len(spec.factors)
     if network:
-        codes = [*network.engine.embeddings]
+        mixers: Sequence[TreeMixer] = mixers_beside(network.engine, len(group))
         network.start(len(group))
-    mixers = [TreeMixer(spec, f, len(group), codes[f]) for f in range(len(spec.factors))]
+    else:
+        mixers = [TreeMixer(spec, f, len(group)) for f in range(len(spec.factors))]
     measured = [np.zeros(segment.shape[:2], np.float32) for segment in group]
     before = np.full((len(group), *group[0].shape[1:]), -1, np.int64)
     for members, t, _ in lockstep([len(segment) for segment in group]):
