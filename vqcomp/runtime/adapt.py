@@ -14,11 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .background import Ahead, Background, ahead
 from .codec import Advance, Codec, lockstep
 from .coder import Decoder
 from .compute import Compute
-from .contexts import Past
 from .errors import DamageError, InputError
 from .mixing import Given, TreeMixer
 from .online import VOCABULARY_MAX
@@ -60,7 +58,7 @@ def make(spec: TokenSpec, model: None, compute: Compute) -> AdaptiveCodec:
 class AdaptiveCodec(Codec):
     """Codec (see codec.py) that learns. The tables of a group take at most 256 MiB, untouched at first.
 
-    One thread at a time may use it. While it encodes, it has a second one.
+    One thread at a time may use it.
     """
 
     def __init__(self, spec: TokenSpec):
@@ -100,32 +98,17 @@ class AdaptiveCodec(Codec):
             return uniform
         lengths = [len(segment) for segment in segments]
         encoder = modelled()
-        mixers, background = self._mixers(len(segments)), Background()
-        networks = []
-        for f, mixer in enumerate(mixers):
-            if mixer.online:
-                mixer.online = Ahead(mixer.online, Past(self.spec, f, len(segments)), background)
-                networks.append((f, mixer.online))
-
-        def frames() -> Iterator[Frame]:
-            for item in self._known_frames(segments):
-                for f, network in networks:
-                    network.follow(item.tokens[:, :, :f], item.tokens[:, :, f])
-                yield item
-
-        try:
-            for members, time, frame, given in ahead(frames()):
-                for f, mixer in enumerate(mixers):
-                    tokens = frame[:, :, f].reshape(-1)  # (P,)
-                    level = np.arange(mixer.levels)[:, None]
-                    node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
-                    bits = (tokens >> (mixer.levels - 1 - level)) & 1
-                    mixer.begin(frame[:, :, :f], given[f])
-                    encoder.put_bits(bits.reshape(-1), mixer.predict(0, node).reshape(-1))
-                    mixer.update(bits, frame[:, :, f])
-                self._tell(advance, time, len(members), lengths)
-        finally:
-            background.close()
+        mixers = self._mixers(len(segments))
+        for members, time, frame, given in self._known_frames(segments):
+            for f, mixer in enumerate(mixers):
+                tokens = frame[:, :, f].reshape(-1)  # (P,)
+                level = np.arange(mixer.levels)[:, None]
+                node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
+                bits = (tokens >> (mixer.levels - 1 - level)) & 1
+                mixer.begin(frame[:, :, :f], given[f])
+                encoder.put_bits(bits.reshape(-1), mixer.predict(0, node).reshape(-1))
+                mixer.update(bits, frame[:, :, f])
+            self._tell(advance, time, len(members), lengths)
         return min(encoder.finish(), uniform, key=len)
 
     def _decode_group(self, stream: bytes, lengths: list[int], advance: Advance | None) -> list[np.ndarray]:

@@ -91,14 +91,14 @@ class Engine:
         self.blocks = [
             {name: matrix(f"blocks.{i}.{name}") for name in ("qkv", "proj", "up", "down")} for i in range(c.blocks)
         ]
-        self.space, self.time = [], []
+        self._space, self._time = [], []
         for i in range(c.blocks):
             if c.spatial_heads:
-                self.space.append(ops.load(_spatial_bias(c, *tensors[f"blocks.{i}.bias_s"])))
+                self._space.append(ops.load(_spatial_bias(c, *tensors[f"blocks.{i}.bias_s"])))
             if c.temporal_heads:
                 table = scaled(*tensors[f"blocks.{i}.bias_t"], SCORE_BIAS_MAX)
-                self.time.append(np.concatenate([table, np.full_like(table[:, :1], MASKED)], 1))  # (heads, N + 1)
-        self.head = [matrix(f"head.{f}") for f in factors]
+                self._time.append(np.concatenate([table, np.full_like(table[:, :1], MASKED)], 1))  # (heads, N + 1)
+        self._head = [matrix(f"head.{f}") for f in factors]
         embeds = [tensors[f"embed.{f}"] for f in factors]
         self.embeddings = [codes[:-1].astype(np.float32) for codes, _ in embeds]
         """For each factor the codes of its tokens, (V, R)."""
@@ -106,18 +106,18 @@ class Engine:
         self.bias = [ops.load(scaled(*tensors[f"bias.{f}"], OUTPUT_BIAS_MAX)[0]) for f in factors]
 
         wanted = {(i + 1, 0, 0) for i in range(c.stack)} | set(c.copies) | {o for pair in c.flags for o in pair}
-        self.offsets: list[Offset] = sorted(wanted)
-        self.margin = max(abs(dy) for _, dy, _ in wanted), max(abs(dx) for _, _, dx in wanted)
-        at = self.offsets.index
+        self._offsets: list[Offset] = sorted(wanted)
+        self._margin = max(abs(dy) for _, dy, _ in wanted), max(abs(dx) for _, _, dx in wanted)
+        at = self._offsets.index
         self.stack = ops.load(np.array([at((min(i + 1, c.stack), 0, 0)) for i in range(c.inputs)], np.int64))
         self.copies = ops.load(np.array([at(o) for o in c.copies], np.int64))
-        self.pairs = [ops.load(np.array([at(pair[side]) for pair in c.flags], np.int64)) for side in (0, 1)]
-        self.cached: dict[Any, Array] = {}
+        self._pairs = [ops.load(np.array([at(pair[side]) for pair in c.flags], np.int64)) for side in (0, 1)]
+        self._cached: dict[Any, Array] = {}
 
     def start(self, batch: int) -> State:
         """The state before the first frame of `batch` segments."""
         c, ops = self.config, self.ops
-        shape = (batch, c.history - 1, c.height + 2 * self.margin[0], c.width + 2 * self.margin[1])
+        shape = (batch, c.history - 1, c.height + 2 * self._margin[0], c.width + 2 * self._margin[1])
         none = ops.empty(0, 2, batch, c.positions, c.temporal_heads, c.head_dim)
         return State(ops.load(np.full(shape, -1, np.int64)), [none] * c.blocks)
 
@@ -157,17 +157,17 @@ class Engine:
 
     def _past(self, state: State, previous: np.ndarray) -> Array:
         """The ids at all offsets of all rows, (rows, offsets); -1 where there is no such token."""
-        c, ops, (my, mx) = self.config, self.ops, self.margin
+        c, ops, (my, mx) = self.config, self.ops, self._margin
         batch, steps = previous.shape[:2]
         grid = np.full((batch, steps, c.height + 2 * my, c.width + 2 * mx), -1, np.int64)
         inside = grid[:, :, my : my + c.height, mx : mx + c.width]
         inside[:] = self._ids(previous).reshape(inside.shape)
         frames = ops.concat([state.frames, ops.load(grid)], 1)  # (B, history - 1 + C, padded grid)
         state.frames = frames[:, steps:]
-        if ("past", steps) not in self.cached:
-            self.cached["past", steps] = ops.load(self._past_index(steps))
+        if ("past", steps) not in self._cached:
+            self._cached["past", steps] = ops.load(self._past_index(steps))
         flat = frames.reshape(batch, -1)
-        return ops.take(flat, self.cached["past", steps], 1).reshape(-1, len(self.offsets))
+        return ops.take(flat, self._cached["past", steps], 1).reshape(-1, len(self._offsets))
 
     def _ids(self, tokens: np.ndarray) -> np.ndarray:
         """Ids of factors (B, C, S, F), -1 for no token: (B, C, S)."""
@@ -175,8 +175,8 @@ class Engine:
 
     def _past_index(self, steps: int) -> np.ndarray:
         """Where in a segment's padded frames each (step, position, offset) lies, flattened."""
-        c, (my, mx) = self.config, self.margin
-        dt, dy, dx = np.array(self.offsets).T
+        c, (my, mx) = self.config, self._margin
+        dt, dy, dx = np.array(self._offsets).T
         t, y, x = (a[..., None] for a in np.mgrid[:steps, : c.height, : c.width])
         frame, row, column = c.history - dt + t, y + my + dy, x + mx + dx
         return ((frame * (c.height + 2 * my) + row) * (c.width + 2 * mx) + column).reshape(-1)
@@ -196,7 +196,7 @@ class Engine:
         rows = [ops.at_least_(self._factor(ids, f), -1) + first for f, first in enumerate(self.first)]
         h = ops.take_sum(self.table, rows[0] if len(rows) == 1 else ops.concat(rows, 1))
         if self.flags is not None:
-            a, b = (ops.take(past, side, 1) for side in self.pairs)  # (rows, flags)
+            a, b = (ops.take(past, side, 1) for side in self._pairs)  # (rows, flags)
             h += ops.round_(ops.linear((a == b) & (a >= 0), self.flags))
         h = h.reshape(-1, c.positions, c.dim)
         h += self.position
@@ -227,7 +227,7 @@ class Engine:
         if hs:
             x = ops.arrange(qkv[:, : 3 * hs * e].reshape(b * c, s, 3, hs, e), 2, 0, 3, 1, 4)
             q, k, v = x.reshape(3, b * c * hs, s, e)
-            heads.append((q, ops.transpose(k), v, self.space[i]))
+            heads.append((q, ops.transpose(k), v, self._space[i]))
             into.append(ops.permute(out[:, :, :, :hs], 0, 1, 3, 2, 4))
         if ht:
             x = qkv[:, 3 * hs * e :].reshape(b, c, s, 3, ht, e)
@@ -244,11 +244,11 @@ class Engine:
 
     def _temporal_bias(self, i: int, steps: int, keys: int) -> Array:
         """(heads, C queries, keys), for queries that are the last `steps` of `keys` consecutive steps."""
-        if ("time", i, steps, keys) not in self.cached:
+        if ("time", i, steps, keys) not in self._cached:
             age = np.arange(keys - steps, keys)[:, None] - np.arange(keys)[None]
             age = np.where((age >= 0) & (age < self.config.window), age, self.config.window)
-            self.cached["time", i, steps, keys] = self.ops.load(self.time[i][:, age])
-        return self.cached["time", i, steps, keys]
+            self._cached["time", i, steps, keys] = self.ops.load(self._time[i][:, age])
+        return self._cached["time", i, steps, keys]
 
     def _mix(self, heads: list[tuple[Array, Array, Array, Array]]) -> Iterator[Array]:
         """Attention: queries (n, Q, e), keys (n, e, K), values (n, K, e), bias (heads, Q, K) -> (n, Q, e), of each.
@@ -289,7 +289,7 @@ class Engine:
         candidates = ops.take(past, self.copies, 1)  # (rows, copies)
         logits = []
         for f in range(len(c.factors)):
-            y = ops.round_(ops.linear(a, self.head[f]))  # (rows, R + copies)
+            y = ops.round_(ops.linear(a, self._head[f]))  # (rows, R + copies)
             z = ops.clip_(y[:, : c.rank], -ACTIVATION_MAX, ACTIVATION_MAX)
             x = ops.round_(ops.linear(z, self.output[f]))  # (rows, V)
             x += self.bias[f]

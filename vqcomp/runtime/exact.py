@@ -155,7 +155,7 @@ class TorchOps:
         self.name = f"torch:{self.device}"
         self.on_host = self.device.type == "cpu"
         self.gemm = gemm
-        self.constants: dict[float, Array] = {}
+        self._constants: dict[float, Array] = {}
         self.threads = threads
 
     @contextmanager
@@ -236,9 +236,9 @@ class TorchOps:
 
     def quotient(self, numerator: float, x: Array) -> Array:
         # `number / tensor` is a reciprocal and a product in torch: two roundings. Two tensors are divided properly.
-        if numerator not in self.constants:
-            self.constants[numerator] = self.torch.tensor(numerator, dtype=self.torch.float32, device=self.device)
-        return self.torch.div(self.constants[numerator], x)
+        if numerator not in self._constants:
+            self._constants[numerator] = self.torch.tensor(numerator, dtype=self.torch.float32, device=self.device)
+        return self.torch.div(self._constants[numerator], x)
 
     def permute(self, x: Array, *axes: int) -> Array:
         return x.permute(*axes)

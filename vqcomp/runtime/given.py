@@ -18,6 +18,8 @@ KNOWN_SQUARES = float(1 << 22)
 class GivenMixer(TreeMixer):
     """A mixer beside a trained network, whose weights of the tokens each `begin` is given."""
 
+    given: Masses
+
     def __init__(self, spec: TokenSpec, factor: int, segments: int, codes: np.ndarray):
         """codes: what the network has learned of the tokens, integers (V, any number) within a byte: the online network
         starts from them."""
@@ -31,7 +33,7 @@ class GivenMixer(TreeMixer):
 
     def begin(self, coded: np.ndarray, given: Given | None = None) -> None:
         super().begin(coded)
-        if self.given and given:
+        if given:
             fill(self.given, given()[: coded.shape[0] * coded.shape[1]])
 
 

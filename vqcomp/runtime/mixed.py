@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from .adapt import AdaptiveCodec, Frame, frame_of
-from .background import Background, ahead
+from .background import Background
 from .codec import lockstep
-from .compute import Compute
+from .compute import Compute, cpus
 from .engine import Engine
 from .given import GivenMixer
 from .loading import load_engine
 from .mixing import Given, TreeMixer
 from .spec import TokenSpec
 from .tables import weights
+
+Item = TypeVar("Item")
 
 SHARED_ROWS = 512
 """Rows from which on it pays to share an operation among threads: a small one waits longer for a second thread, which
@@ -29,12 +32,23 @@ products."""
 
 def make(spec: TokenSpec, model: bytes, compute: Compute) -> MixedCodec:
     """The codec for tokens of `spec` by the network in a .vqm and by learning; raises as `load_engine` does."""
-    return MixedCodec(spec, FramePredictor(load_engine(spec, model, compute)))
+    # What learns keeps one thread busy; a network that shares all others' CPUs with it waits for it.
+    threads = max(1, (compute.threads or cpus()) - 1)
+    return MixedCodec(spec, FramePredictor(load_engine(spec, model, compute._replace(threads=threads))))
 
 
 def mixers_beside(engine: Engine, segments: int) -> list[GivenMixer]:
     """One for each factor, before the first frame of so many segments."""
     return [GivenMixer(engine.config.spec, f, segments, codes) for f, codes in enumerate(engine.embeddings)]
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Each item, once the next one has been made."""
+    made: list[Item] = []
+    for item in items:
+        yield from made
+        made = [item]
+    yield from made
 
 
 class MixedCodec(AdaptiveCodec):

@@ -54,7 +54,6 @@ class PlaceMixer(GivenMixer):
 
     def hear(self, weights: np.ndarray) -> None:
         """The given network's weights (P, V), where `begin` was not given them."""
-        assert self.given
         fill(self.given, weights)
 
     def _stay_at(self, rows: slice) -> None:
