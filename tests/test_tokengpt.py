@@ -368,7 +368,7 @@ def test_both_kinds_of_file_give_the_same_network(tmp_path):
         (lambda s: s.update({"transformer.wpe.weight": torch.zeros(9, 64)}), "shape (78, 64), found (9, 64)"),
         (
             lambda s: s.update({"transformer.h.2.ln_1.weight": torch.ones(64)}),
-            "expected no tensor transformer.h.2.ln_1",
+            'expected no tensor "transformer.h.2.ln_1',
         ),
         (lambda s: s.update({"transformer.h.0.mlp.c_fc.weight": torch.ones(256, 64)}), "found (256, 64)"),
     ],

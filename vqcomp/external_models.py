@@ -52,7 +52,7 @@ def is_external(choice: str | os.PathLike[str], options: TokenOptions | None) ->
     if name.startswith(hub.SCHEME):
         found = bool(_REPOSITORY.fullmatch(name))
     else:
-        found = name not in ("auto", "none", *shipped_models()) and Path(name).is_dir()
+        found = name not in ("auto", "none", *shipped_models()) and os.path.isdir(name)
     if options and not found:
         raise InputError("precision and kept frames are of an external network: --model DIR or hf://OWNER/NAME")
     return found

@@ -64,7 +64,7 @@ def find_models(choice: str | os.PathLike[str]) -> list[ModelFile]:
         return [shipped_models()[name]]
     if name.startswith(hub.SCHEME):
         return [read_model_file(hub.local(name, "model"))]
-    if not Path(name).is_file():
+    if not os.path.isfile(name):
         names = ", ".join(["auto", "none", *shipped_models()])
         raise ModelError(f"there is no model {name}: expected one of {names}, the path of a .vqm file or hf://...")
     return [read_model_file(Path(name))]

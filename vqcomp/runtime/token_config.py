@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,11 @@ DIM_MAX = 4096
 """So that the squares of a row's residuals add up below 2^63."""
 HEAD_DIM_MAX = 1024
 """So that queries and keys have 7 bits at least: see `TokenGPT`."""
+
+
+def shown(value: Any) -> str:
+    """A value of JSON for a message: not long, and nothing in it moves a terminal's cursor."""
+    return json.dumps(value)[:60]
 
 
 class Precision(NamedTuple):
@@ -61,25 +67,25 @@ class TokenConfig:
                  "reorder_and_upcast_attn": False, "add_cross_attention": False}  # fmt: skip
         for name, value in known.items():
             if values.get(name, value) != value:
-                raise ModelError(f"config.json: {name}: expected {value}, found {values[name]}")
+                raise ModelError(f"{name}: expected {shown(value)}, found {shown(values[name])}")
         activation = values.get("activation_function", "gelu_new")
         if activation not in ("gelu_new", "gelu_pytorch_tanh"):
-            raise ModelError(f"config.json: activation_function: expected gelu_new, found {activation}")
+            raise ModelError(f"activation_function: expected gelu_new, found {shown(activation)}")
 
         def integer(name: str, default: int) -> int:
             value = values.get(name)
             if value is None:
                 return default
             if type(value) is not int or not 1 <= value <= 1 << 16:
-                raise ModelError(f"config.json: {name}: expected an integer in 1..65536, found {value}")
+                raise ModelError(f"{name}: expected an integer in 1..65536, found {shown(value)}")
             return value
 
         epsilon, dim = values.get("layer_norm_epsilon", cls.epsilon), integer("n_embd", cls.dim)
-        if type(epsilon) is not float or not 0 <= epsilon <= 1:
-            raise ModelError(f"config.json: layer_norm_epsilon: expected a number in 0..1, found {epsilon}")
+        if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
+            raise ModelError(f"layer_norm_epsilon: expected a number in 0..1, found {shown(epsilon)}")
         config = cls(
             integer("n_layer", cls.layers), integer("n_head", cls.heads), dim, integer("n_positions", cls.positions),
-            integer("vocab_size", cls.vocabulary), integer("n_inner", 4 * dim), epsilon,
+            integer("vocab_size", cls.vocabulary), integer("n_inner", 4 * dim), float(epsilon),
         )  # fmt: skip
         config.check()
         return config
@@ -99,9 +105,9 @@ class TokenConfig:
             ("n_embd / n_head", self.head_dim, HEAD_DIM_MAX),
         ):
             if value > limit:
-                raise ModelError(f"config.json: {name}: expected at most {limit} for exact sums, found {value}")
+                raise ModelError(f"{name}: expected at most {limit} for exact sums, found {value}")
         if self.dim % self.heads:
-            raise ModelError(f"config.json: expected n_embd to be a multiple of n_head, found {self.dim}, {self.heads}")
+            raise ModelError(f"expected n_embd to be a multiple of n_head, found {self.dim}, {self.heads}")
 
     def frames(self, spec: TokenSpec) -> int:
         """How many frames it sees at once. Raises ModelError if tokens of `spec` are not what it predicts."""

@@ -6,15 +6,17 @@ name, size and SHA-256, where it came from, and all that decides the bits of its
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import os
 import re
 import zlib
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,10 +25,10 @@ from .errors import ModelError, PlatformError
 from .exact import make_ops
 from .spec import TokenSpec
 from .tables import Tables
-from .token_config import Precision, TokenConfig
+from .token_config import Precision, TokenConfig, shown
 from .token_engine import TokenGPT
 from .token_memory import require_memory
-from .token_weights import NAMES, open_weights
+from .token_weights import open_weights
 from .token_windows import TokenWindows
 
 SCHEME = "hf://"
@@ -34,6 +36,15 @@ VARIABLE = "VQCOMP_MODEL"
 """The environment variable that tells where an external network lies."""
 PART_BITS = (7, 14), (8, 15)
 """Bits of a weight and of an activation, of one part or two."""
+_LIMIT = 1 << 16
+"""Bytes of a description: a hundredth of that is usual."""
+_FIELDS = {
+    "external": '"gpt2"', "file": '"(model.safetensors|pytorch_model.bin)"',
+    "source": r'"(hf://\w[\w.-]*/\w[\w.-]*(@\w[\w.-]*)?)?"', "bytes": r"\d{1,18}", "sha256": '"[0-9a-f]{64}"',
+    "height": r"\d{1,5}", "width": r"\d{1,5}", "weight_bits": "7|14", "activation_bits": "8|15", "keep": r"\d{1,4}",
+    "self_test": r"\d{1,10}", **dict.fromkeys(TokenConfig().to_dict(), r"\d.*"),
+}  # fmt: skip
+"""What fields are as JSON; `TokenConfig` knows more of its own."""
 TEST_IDS = 24
 """Ids of the self-test that are taken in at once; two more come one by one."""
 
@@ -69,35 +80,28 @@ class External(NamedTuple):
 
 def parse_external(data: bytes) -> External:
     """The inverse of `External.to_bytes`. Raises ModelError for anything else."""
+    table = None
+    with suppress(ValueError, RecursionError):
+        if len(data) <= _LIMIT:
+            table = json.loads(data)
+    if not isinstance(table, dict):
+        raise ModelError(f"external network: expected its description, a JSON object of at most {_LIMIT:,} bytes")
     try:
-        table = json.loads(data)
-        if table["external"] != "gpt2":
-            raise ModelError(
-                f"external network: expected the kind gpt2, found {_shown(table['external'])}; upgrade vqcomp"
-            )
-        numbers = {"bytes": 1 << 62, "height": 1 << 16, "width": 1 << 16, "keep": 1 << 16, "self_test": 1 << 32}
-        for name, limit in numbers.items():
-            if type(table[name]) is not int or not 0 <= table[name] < limit:
-                raise ModelError(f"external network: {name}: expected an integer, found {_shown(table[name])}")
-        for name, pattern in (
-            ("file", "|".join(map(re.escape, NAMES))),
-            ("source", r"|hf://[\w.-]+/[\w.-]+(@[\w.-]+)?"),
-            ("sha256", "[0-9a-f]{64}"),
-        ):
-            if not re.fullmatch(pattern, table[name]):
-                raise ModelError(f"external network: {name}: expected {pattern}, found {_shown(table[name])}")
-        weights, activations = PART_BITS
-        precision = Precision(weights.index(table["weight_bits"]) + 1, activations.index(table["activation_bits"]) + 1)
+        for name, pattern in _FIELDS.items():
+            if not re.fullmatch(pattern, json.dumps(table.get(name))):
+                raise ModelError(f"{name}: expected {pattern}, found {shown(table.get(name))}; perhaps upgrade vqcomp")
         config = TokenConfig.from_dict({name: table[name] for name in TokenConfig().to_dict()})
-        spec = TokenSpec(table["height"], table["width"], (config.bos,))
-        return External(
-            table["file"], table["source"], table["bytes"], table["sha256"], config, spec, precision, table["keep"],
-            table["self_test"],
-        )  # fmt: skip
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(
-            f"external network: expected its description, found {type(error).__name__}: {error}"
-        ) from error
+        spec, keep = TokenSpec(table["height"], table["width"], (config.bos,)), table["keep"]
+        if keep >= config.frames(spec):
+            raise ModelError(f"keep: expected less than {config.frames(spec)} frames, found {keep}")
+    except ModelError as error:
+        raise ModelError(f"external network: {error}") from error
+    weights, activations = PART_BITS
+    precision = Precision(weights.index(table["weight_bits"]) + 1, activations.index(table["activation_bits"]) + 1)
+    return External(
+        table["file"], table["source"], table["bytes"], table["sha256"], config, spec, precision, keep,
+        table["self_test"],
+    )  # fmt: skip
 
 
 def load_windows(spec: TokenSpec, model: bytes, compute: Compute) -> TokenWindows:
@@ -108,7 +112,8 @@ def load_windows(spec: TokenSpec, model: bytes, compute: Compute) -> TokenWindow
     """
     external = parse_external(model)
     if spec != external.spec:
-        raise ModelError(f"the model predicts {external.spec}, the tokens are {spec}")
+        height, width, (ids,) = external.spec
+        raise ModelError(f"the network predicts frames of {height}x{width} of {ids} ids, the tokens are others")
     engine = load_engine(find(external, compute.model), external, compute.device, compute.threads)
     windows = TokenWindows(engine, spec, external.keep)
     if self_test(engine) != external.check:
@@ -131,11 +136,12 @@ def load_engine(path: Path, external: External, device: str, threads: int | None
 def _loaded(path: Path, external: External, device: str, threads: int | None) -> TokenGPT:
     config, spec, ops = external.config, external.spec, make_ops(device, threads)
     require_memory(config, external.precision, config.frames(spec) * (spec.positions + 1), ops)
-    if hash_of(path) != external.sha256:
+    if hash_of(path, external.size) != external.sha256:
         raise ModelError(
             f"{path}: expected the network with the sha256 {external.sha256}, found another file: fetch the right one"
         )
-    return TokenGPT(config, open_weights(path, config), ops, external.precision)
+    # Under whatever name it lies here, as a cache may have one of its own.
+    return TokenGPT(config, open_weights(path, config, external.file), ops, external.precision)
 
 
 def self_test(engine: TokenGPT) -> int:
@@ -163,11 +169,12 @@ def find(external: External, place: str | None) -> Path:
         external, place = external._replace(source=place), None
     variable = os.environ.get(VARIABLE)
     for where in (place, _beside(), variable):
-        if where:
-            inside = sorted(Path(where).glob(f"*/{external.file}"))
-            found = [path for path in (Path(where) / external.file, Path(where), *inside) if path.is_file()]
+        if where and os.path.exists(where):
+            # Not by pathlib, which raises an error for names too long and for folders that are closed.
+            inside = sorted(glob.glob(os.path.join(glob.escape(where), "*", external.file)))
+            found = [path for path in (os.path.join(where, external.file), where, *inside) if os.path.isfile(path)]
             if found:
-                return next((path for path in found if path.stat().st_size == external.size), found[0])
+                return Path(next((path for path in found if os.path.getsize(path) == external.size), found[0]))
     what = f"{external.file}, {external.size:,} bytes, sha256 {external.sha256}"
     tried = ""
     if place or variable:
@@ -197,7 +204,7 @@ def _fetch(external: External) -> Path:
     """From the hub, or its client's cache."""
     from huggingface_hub import hf_hub_download
 
-    repository, _, revision = external.source.removeprefix(SCHEME).partition("@")
+    repository, _, revision = external.source.removeprefix(SCHEME).removeprefix("models/").partition("@")
     logging.getLogger("vqcomp").warning(
         "note: the archive names a network: %s of %s, %d bytes; fetching it unless it is at hand",
         external.file, external.source, external.size,
@@ -205,17 +212,15 @@ def _fetch(external: External) -> Path:
     return Path(hf_hub_download(repository, external.file, revision=revision or None))  # nosec B615
 
 
-def hash_of(path: Path) -> str:
-    """SHA-256, in hex. Raises ModelError."""
+def hash_of(path: Path, size: int | None = None) -> str:
+    """SHA-256, in hex; "" where the file is not of this size, which is much sooner known. Raises ModelError."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
+            if size not in (None, os.fstat(file.fileno()).st_size):
+                return ""
             while piece := file.read(1 << 22):
                 digest.update(piece)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:60]

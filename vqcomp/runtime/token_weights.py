@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 
 from .errors import DependencyError, ModelError
 from .exact import load_torch
-from .token_config import TokenConfig
+from .token_config import TokenConfig, shown
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, in the order in which they are looked for."""
 CONFIG = "config.json"
-_CONFIG_LIMIT, _HEADER_LIMIT = 1 << 20, 1 << 26
+_CONFIG_LIMIT, _HEADER_LIMIT = 1 << 20, 1 << 24
+_NUMBER_LIMIT = 1 << 62
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 PART = 128
@@ -33,19 +35,19 @@ Load = Callable[[str], np.ndarray]
 
 def find_weights(folder: Path) -> Path:
     """The file of weights in a checkpoint's folder. Raises ModelError."""
-    path = next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    path = next((folder / name for name in NAMES if os.path.isfile(folder / name)), None)
     if path is None:
         raise ModelError(f"{folder}: expected a folder with {' or '.join(NAMES)}, found neither")
     return path
 
 
-def open_weights(path: Path, config: TokenConfig) -> Load:
-    """Open model.safetensors or pytorch_model.bin: what loads a tensor by its name.
+def open_weights(path: Path, config: TokenConfig, kind: str = "") -> Load:
+    """Open model.safetensors or pytorch_model.bin, or a file of that `kind`: what loads a tensor by its name.
 
     Nothing in the file is run. Raises ModelError, which names what is missing or of another shape; DependencyError
     where pytorch_model.bin needs torch and there is none.
     """
-    tensors = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    tensors = _safetensors(path) if (kind or path.name).endswith(".safetensors") else _torch(path)
     _check_shapes(path, config, {name: shape for name, (shape, _) in tensors.items()})
 
     def load(name: str) -> np.ndarray:
@@ -62,22 +64,25 @@ def open_weights(path: Path, config: TokenConfig) -> Load:
 def read_config(folder: Path) -> TokenConfig:
     """The shape that config.json tells; gpt2m's where there is none. Raises ModelError."""
     path = folder / CONFIG
-    try:
-        data = path.read_bytes() if path.stat().st_size <= _CONFIG_LIMIT else b""
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return TokenConfig()
+    try:
+        # Not one that has no end, or waits for another to write.
+        if not os.path.isfile(path) or path.stat().st_size > _CONFIG_LIMIT:
+            raise ModelError(f"{path}: expected a regular file of at most {_CONFIG_LIMIT:,} bytes")
+        data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: expected JSON: {error}") from error
+        raise ModelError(f"{path}: expected JSON, found {error}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{path}: expected a JSON object")
     try:
         return TokenConfig.from_dict(values)
     except ModelError as error:
-        raise ModelError(f"{folder}: {error}") from error
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _check_shapes(path: Path, config: TokenConfig, found: dict[str, tuple[int, ...]]) -> None:
@@ -90,42 +95,70 @@ def _check_shapes(path: Path, config: TokenConfig, found: dict[str, tuple[int, .
     # Masks that older versions of transformers stored with the weights.
     extra = sorted(n for n in found.keys() - config.tensor_shapes().keys() if not n.endswith((".bias", ".masked_bias")))
     if extra:
-        raise ModelError(f"{path}: expected no tensor {extra[0]}; is this another kind of network?")
+        raise ModelError(f"{path}: expected no tensor {shown(extra[0])}; is this another kind of network?")
 
 
 def _safetensors(path: Path) -> _Tensors:
     """The tensors of a .safetensors file: u64 n | n bytes of JSON | data; mapped, not read."""
     try:
         with open(path, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if length > _HEADER_LIMIT:
-                raise ValueError(f"a header of {length:,} bytes")
-            header = json.loads(handle.read(length))
+            size, length = os.path.getsize(path), int.from_bytes(handle.read(8), "little")
+            if not 0 < length <= min(_HEADER_LIMIT, size - 9):
+                raise ValueError(f"{size:,} bytes with a header of {length:,}")
+            try:
+                header = json.loads(handle.read(length), object_pairs_hook=_unique)
+            except (UnicodeDecodeError, RecursionError) as error:
+                raise ValueError("a header that is not JSON") from error
+        if not isinstance(header, dict):
+            raise ValueError("a header that is no JSON object")
+        header.pop("__metadata__", None)
         data = np.memmap(path, np.uint8, "r", 8 + length)
         tensors: _Tensors = {}
+        starts, ends = [], []
         for name, entry in header.items():
-            if name == "__metadata__":
+            dtype, shape, start, end = _place(name, entry)
+            starts.append(start)
+            ends.append(end)
+            if dtype not in _DTYPES:
+                tensors[name] = shape, _refuser(path, name, dtype)  # boolean masks are never asked for
                 continue
-            shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-            if entry["dtype"] not in _DTYPES:
-                tensors[name] = shape, _refuser(path, name, entry["dtype"])  # boolean masks are never asked for
-                continue
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
-            if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or end > len(data):
-                raise ValueError(f"a tensor {name} outside of the file")
-            if end - start != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"a tensor {name} of another size than its shape says")
-            tensors[name] = shape, _reader(data[start:end], dtype, shape, entry["dtype"] == "BF16")
+            kind = np.dtype(_DTYPES[dtype])
+            if end - start != math.prod(shape) * kind.itemsize:
+                raise ValueError(f"a tensor {shown(name)} of another size than its shape says")
+            tensors[name] = shape, _reader(data[start:end], kind, shape, dtype == "BF16")
+        # Each byte is of one tensor: ends and beginnings are the same but for the first and the last.
+        if sorted([0, *ends]) != sorted([*starts, len(data)]):
+            raise ValueError("tensors that overlap, or bytes that are of none")
         return tensors
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path}: expected a file of safetensors, found {error}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: expected a file of safetensors, found {error}: fetch it again") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for one that readers may take to mean different things."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a header that has a name twice")
+    return table
+
+
+def _place(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """(type, shape, first byte, end) that a header says of a tensor. Raises ValueError."""
+    dtype, shape, place = map(entry.get, ("dtype", "shape", "data_offsets")) if isinstance(entry, dict) else [None] * 3
+    if isinstance(dtype, str) and isinstance(shape, list) and isinstance(place, list):
+        numbers = shape + place
+        # Few and none too large, for their product takes time.
+        whole = len(numbers) < 9 and all(type(n) is int and 0 <= n < _NUMBER_LIMIT for n in numbers)
+        if whole and len(place) == 2 and place == sorted(place):
+            return dtype, tuple(shape), place[0], place[1]
+    raise ValueError(f"no type, shape and place of the tensor {shown(name)}")
 
 
 def _refuser(path: Path, name: str, dtype: str) -> Callable[[], np.ndarray]:
     def refuse() -> np.ndarray:
-        raise ModelError(f"{path}: {name}: expected numbers of a type among {', '.join(_DTYPES)}, found {dtype}")
+        raise ModelError(f"{path}: {name}: expected numbers of a type among {', '.join(_DTYPES)}, found {shown(dtype)}")
 
     return refuse
 
@@ -149,12 +182,26 @@ def _torch(path: Path) -> _Tensors:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files of older versions of torch cannot be mapped
             state = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(name): (tuple(x.shape), lambda x=x: x.float().numpy()) for name, x in state.items()}  # type: ignore[misc]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # whatever a damaged zip or pickle gives
-        reason = str(error).split("\n")[0]
-        raise ModelError(f"{path}: expected a dictionary of tensors, as torch.save writes it: {reason}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged zip or pickle gives; torch's advice is to run what is in it
+        raise ModelError(
+            f"{path}: expected a dictionary of tensors, as torch.save writes it, found a file that is damaged or holds "
+            f"code, which is not run: fetch it again, or {NAMES[0]} in its place"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        raise ModelError(
+            f"{path}: expected a dictionary of tensors, as torch.save(model.state_dict(), ...) writes it, found others"
+        )
+    tensors: _Tensors = {}
+    for name, x in state.items():
+        found = f"{x.dtype}, {x.layout}, {x.device}"
+        tensors[str(name)] = tuple(x.shape), _refuser(path, str(name), found)
+        if x.is_floating_point() and x.layout == torch.strided and x.device.type == "cpu":
+            tensors[str(name)] = tuple(x.shape), lambda x=x: x.detach().float().numpy()  # type: ignore[misc]
+    return tensors
 
 
 def quantise(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
