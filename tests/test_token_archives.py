@@ -272,7 +272,8 @@ def test_decompress_py_without_the_network_says_what_to_get(adapt, unpacked, arc
     assert done.stderr.splitlines()[-1] == (
         "error: the archive was coded by a network that it does not carry: "
         f"model.safetensors, {table['bytes']:,} bytes, "
-        f"sha256 {table['sha256']}; say where it lies: --model DIR, or VQCOMP_MODEL=DIR, or put it beside decompress.py"
+        f"sha256 {table['sha256']}; say where it lies: "
+        "VQCOMP_MODEL=DIR (or vqcomp --model DIR, or beside decompress.py)"
     )
 
 

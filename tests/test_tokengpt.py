@@ -429,9 +429,9 @@ def test_a_damaged_file_of_safetensors_is_refused_or_of_the_right_shapes(tmp_pat
         ({"n_head": 3}, "expected n_embd to be a multiple of n_head, found 64, 3"),
         ({"n_embd": 8192, "n_head": 64}, "n_embd: expected at most 4096"),
         ({"n_positions": 5000}, "n_positions: expected at most 4095"),
-        ({"model_type": "llama"}, "model_type: expected gpt2, found llama"),
-        ({"activation_function": "relu"}, "expected gelu_new, found relu"),
-        ({"layer_norm_epsilon": "x"}, "layer_norm_epsilon: expected a number in 0..1, found x"),
+        ({"model_type": "llama"}, 'model_type: expected "gpt2", found "llama"'),
+        ({"activation_function": "relu"}, 'expected gelu_new, found "relu"'),
+        ({"layer_norm_epsilon": "x"}, 'layer_norm_epsilon: expected a number in 0..1, found "x"'),
     ],
 )
 def test_a_config_that_will_not_do_is_refused(tmp_path, values, message):

@@ -195,7 +195,7 @@ def manifests(random: Random, folder: Path, specimens: list[Specimen]) -> Outcom
     del table["check"]
     table = _aimed(random, table) if random.random() < 0.35 else damage.forge(random, table)
     manifest = damage.seal(table, damage.literal) if isinstance(table, dict) else json.dumps(table).encode()
-    return _forged(random, folder, whole, manifest)
+    return forged(random, folder, whole, manifest)
 
 
 def _aimed(random: Random, table: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +256,8 @@ def _frames(random: Random) -> int:
     return random.choice((4, 5, 9, 30, 10**8, 2**31 - 1, 2**31, 2**40, 10**18))
 
 
-def _forged(random: Random, folder: Path, whole: Specimen, manifest: bytes) -> Outcome:
+def forged(random: Random, folder: Path, whole: Specimen, manifest: bytes) -> Outcome:
+    """Open an archive whose manifest is `manifest`: what comes back must be some segment's values."""
     entries = {**whole.entries, layout.MANIFEST: manifest}
     path = folder / "forged.zip"
     if random.random() < 0.5:
@@ -382,7 +383,7 @@ def names(random: Random, folder: Path, specimens: list[Specimen]) -> Outcome:
     place = random.choice([table[key]["name"] for key in ("segments", "files", "raw") if key in table])
     for _ in range(random.choice((1, 1, 2))):
         place[random.randrange(len(place))] = random.choice(HOSTILE_NAMES)
-    return _forged(random, folder, whole, damage.seal(table))
+    return forged(random, folder, whole, damage.seal(table))
 
 
 def _compress_names(random: Random, folder: Path) -> Outcome:

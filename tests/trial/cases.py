@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import archive_cases
+import network_cases
 import process_cases
 import shard_cases
 
-KINDS = {**archive_cases.KINDS, **shard_cases.KINDS, **process_cases.KINDS}
+KINDS = {**archive_cases.KINDS, **network_cases.KINDS, **shard_cases.KINDS, **process_cases.KINDS}
 """Name -> case(random, empty folder, specimens)."""
 SHARES = {kind: 3.0 if kind in process_cases.KINDS else 1.0 for kind in KINDS}
 """Of the time."""

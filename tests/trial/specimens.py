@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import damage
 import numpy as np
 from conftest import files_in, tokens
 from networks import random_tensors, tiny_config
@@ -18,6 +23,9 @@ from vqcomp.runtime.compute import Compute
 from vqcomp.runtime.engine import Engine
 from vqcomp.runtime.exact import make_ops
 from vqcomp.runtime.loading import self_test
+from vqcomp.runtime.token_config import TokenConfig
+from vqcomp.runtime.token_external import VARIABLE
+from vqcomp.runtime.token_weights import CONFIG, NAMES
 from vqcomp.runtime.weights import write_model
 
 COMPUTE = Compute("numpy", threads=1, jobs=1)
@@ -46,8 +54,41 @@ def tiny_model() -> bytes:
     return write_model(config, tensors, self_test(Engine(config, tensors, make_ops("numpy"))))
 
 
+NETWORK = TokenConfig(layers=1, heads=2, dim=16, positions=2 * 13, vocabulary=71, hidden=32)
+"""An external network that sees two frames of 3 x 4 tokens."""
+
+
+def tensors() -> dict[str, np.ndarray]:
+    """The weights of NETWORK, at random."""
+    random = np.random.default_rng(0)
+    return {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in NETWORK.tensor_shapes().items()}
+
+
+def write_network(folder: Path) -> Path:
+    """NETWORK as a checkpoint with model.safetensors, in a new folder."""
+    folder.mkdir()
+    header, data = {}, b""
+    for name, x in tensors().items():
+        header[name] = {"dtype": "F32", "shape": x.shape, "data_offsets": [len(data), len(data) + x.nbytes]}
+        data += x.tobytes()
+    text = json.dumps(header).encode()
+    (folder / NAMES[0]).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (folder / CONFIG).write_text(json.dumps(NETWORK.to_dict()))
+    return folder
+
+
+def sealed(table: dict[str, Any], model: bytes) -> bytes:
+    """manifest.json of a table, its checksums made right for another model."""
+    table = {**table, "model": {"bytes": len(model), "sha256": hashlib.sha256(model).hexdigest()}}
+    del table["check"]
+    return damage.seal(table)
+
+
 def make_specimens(folder: Path) -> list[Specimen]:
-    """All of them, each compressed into a zip in `folder`; takes a second."""
+    """All of them, each compressed into a zip in `folder`; takes a second.
+
+    The environment's VQCOMP_MODEL then says where the external network lies, to all that is run from here.
+    """
     model = folder / "tiny.vqm"
     model.write_bytes(tiny_model())
     several = {f"drive/{i:02}.npy": tokens((1 + i % 3, 3, 4), seed=i) for i in range(9)}
@@ -74,6 +115,10 @@ def make_specimens(folder: Path) -> list[Specimen]:
     )
     write_video(folder / "w", ids, cuts, {"vocab_size": 1 << 18, "hz": 30}, {"joint_pos": np.ones((7, 3))})
     found.append(_make(folder, "raw", folder / "w", "none"))
+    os.environ[VARIABLE] = network = str(write_network(folder / "network"))
+    drives = dict(list(several.items())[:5])
+    found.append(_make(folder, "token", _folder(folder / "t", drives, {}), network, adapt=False))
+    found.append(_make(folder, "token-mixed", _folder(folder / "x", drives, {"note": b"kept " * 99}), network))
     return found
 
 

@@ -190,7 +190,7 @@ def find(external: External, place: str | None) -> Path:
     origin = f", from {external.source}" if external.source else ""
     raise ModelError(
         f"the archive was coded by a network that it does not carry: {what}{origin}{tried}; say where it lies: "
-        f"--model DIR, or {VARIABLE}=DIR, or put it beside decompress.py"
+        f"{VARIABLE}=DIR (or vqcomp --model DIR, or beside decompress.py)"
     )
 
 
