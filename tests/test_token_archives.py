@@ -494,6 +494,56 @@ def test_a_description_that_lacks_something_is_refused(name):
         parse_external(json.dumps({key: x for key, x in TABLE.items() if key != name}).encode())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_head": None}, "n_head: expected .* found null"),
+        ({"keep": 6}, "keep: expected less than 6 frames, found 6"),
+        ({"file": "../model.safetensors"}, "file: expected .* found"),
+        ({"source": "hf://../.."}, "source: expected .* found"),
+        ({"source": "http://a/b"}, "source: expected .* found"),
+        ({"weight_bits": 14.0}, "weight_bits: expected 7|14, found 14.0"),
+        ({"external": "\x1b[2J"}, r"external: expected \"gpt2\", found \"\\u001b\[2J\"; perhaps upgrade vqcomp"),
+        ({"n_layer": "x" * 999}, "n_layer: expected .* found .{60};"),
+        ({"more": "x" * 65536}, "a JSON object of at most 65,536 bytes"),
+    ],
+    ids=str,
+)
+def test_a_forged_description_is_refused_in_few_words(change, message):
+    with pytest.raises(ModelError, match=f"external network: .*{message}") as caught:
+        parse_external(json.dumps(TABLE | change).encode())
+    assert len(str(caught.value)) < 200
+
+
+def test_a_file_of_another_size_is_not_hashed(archives, tmp_path):
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ModelError, match="found another file: fetch the right one"):
+        vqcomp.decompress(archives[True], tmp_path / "out", compute=Compute(model=str(tmp_path)))
+
+
+def test_a_file_of_another_name_is_read_as_the_one_that_the_archive_names(archives, checkpoint, data, tmp_path):
+    (tmp_path / "blob").write_bytes((checkpoint / "model.safetensors").read_bytes())
+    with vqcomp.open(archives[False], Compute(model=str(tmp_path / "blob"))) as archive:
+        np.testing.assert_array_equal(archive["1.npy"], loaded(data)["1.npy"])
+
+
+def test_another_network_beside_decompress_py_does_not_hide_the_right_one(unpacked, checkpoint):
+    (folder := unpacked(False)).joinpath("other").mkdir()
+    (folder / "other/model.safetensors").write_bytes(b"of another kind")
+    done = decompress(folder, VQCOMP_MODEL=str(checkpoint))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "nowhere\0", "/dev/zero", "hf://", "hf://a/b/c"])
+def test_a_place_that_is_none_is_an_error_like_any_other(name, archives, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=r"say where it lies: VQCOMP_MODEL=DIR"):
+        vqcomp.decompress(archives[True], tmp_path / "out", compute=Compute(model=name))
+    with pytest.raises((ModelError, InputError)):
+        vqcomp.compress(data, tmp_path / "out.zip", model=name)
+
+
 # ---- streams
 
 

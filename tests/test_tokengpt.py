@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -380,6 +381,101 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(tmp_path, change, mess
     with pytest.raises(ModelError) as caught:
         read_checkpoint(tmp_path)
     assert message in str(caught.value)
+
+
+WTE = "transformer.wte.weight"
+SHAPE, WHERE = [71, 64], [0, 4 * 71 * 64]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"data_offsets": [4, WHERE[1] + 4]}, "tensors that overlap, or bytes that are of none"),
+        ({"data_offsets": [1 << 40, WHERE[1] + (1 << 40)]}, "tensors that overlap, or bytes that are of none"),
+        ({"data_offsets": WHERE[::-1]}, "no type, shape and place"),
+        ({"data_offsets": [-8, WHERE[1] - 8]}, "no type, shape and place"),
+        ({"data_offsets": [0.0, float(WHERE[1])]}, "no type, shape and place"),
+        ({"data_offsets": None}, "no type, shape and place"),
+        ({"dtype": "F16"}, "of another size than its shape says"),
+        ({"dtype": ["F32"]}, "no type, shape and place"),
+        ({"shape": [-71, -64]}, "no type, shape and place"),
+        ({"shape": [1 << 61] * 200_000}, "no type, shape and place"),  # whose product would take hours
+    ],
+    ids=range(10),
+)
+def test_a_header_of_safetensors_that_does_not_fit_is_refused(tmp_path, entry, message):
+    whole = safetensors(ARRAYS)
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    assert header[WTE] == {"dtype": "F32", "shape": SHAPE, "data_offsets": WHERE}
+    header[WTE] |= entry
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    with pytest.raises(ModelError, match=message):
+        open_weights(tmp_path / "model.safetensors", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"[]", "a header that is no JSON object"),
+        (b'{"a": ' * 9999, "a header that is not JSON"),
+        (b"\xff{}", "a header that is not JSON"),
+        (b'{"a": 1, "a": 1}', "a header that has a name twice"),
+        (b'{"a": 1}', 'no type, shape and place of the tensor "a"'),
+    ],
+)
+def test_a_header_of_safetensors_that_is_none_is_refused(tmp_path, header, message):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ModelError, match=f"expected a file of safetensors, found {message}"):
+        open_weights(path, CONFIG)
+
+
+@pytest.mark.parametrize("length", [0, 1 << 20, 1 << 63])
+def test_a_header_of_safetensors_that_is_longer_than_its_file_is_not_read(tmp_path, length):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelError, match=f"found 10 bytes with a header of {length:,}: fetch it again"):
+        open_weights(path, CONFIG)
+
+
+def test_bytes_after_the_last_tensor_are_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(safetensors(ARRAYS) + b"\0")
+    with pytest.raises(ModelError, match="bytes that are of none"):
+        open_weights(tmp_path / "model.safetensors", CONFIG)
+
+
+def test_parameters_are_read_as_tensors_are(tmp_path):
+    save(tmp_path, dict(MODEL.named_parameters()))
+    np.testing.assert_array_equal(read_checkpoint(tmp_path).load(WTE), ARRAYS[WTE])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.to_sparse, torch.Tensor.long, lambda x: x.to("meta"), lambda x: x.to(torch.complex64)],
+    ids=["sparse", "integers", "without values", "complex"],
+)
+def test_tensors_of_other_kinds_are_refused(tmp_path, change):
+    save(tmp_path, MODEL.state_dict() | {WTE: change(MODEL.state_dict()[WTE])})
+    with pytest.raises(ModelError, match=rf"{WTE}: expected numbers of a type among F64, .*, found \"torch\."):
+        read_checkpoint(tmp_path).load(WTE)
+
+
+@pytest.mark.parametrize("state", [[1], 7, {"state_dict": {}}, {WTE: None}], ids=str)
+def test_other_values_than_tensors_are_refused_without_advice_to_run_them(tmp_path, state):
+    save(tmp_path, state)
+    with pytest.raises(ModelError, match=r"expected a dictionary of tensors, .* code, which is not run") as caught:
+        read_checkpoint(tmp_path)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+@pytest.mark.parametrize("make", ["mkfifo", "mkdir", "symlink"])
+def test_a_config_that_is_no_regular_file_is_not_waited_for(tmp_path, make):
+    getattr(os, make)(*["/dev/zero"] * (make == "symlink"), tmp_path / "config.json")
+    with pytest.raises(ModelError, match=r"config.json: expected a regular file of at most 1,048,576 bytes"):
+        read_config(tmp_path)
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):

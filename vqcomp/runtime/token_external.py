@@ -168,13 +168,14 @@ def find(external: External, place: str | None) -> Path:
     if place and place.startswith(SCHEME):
         external, place = external._replace(source=place), None
     variable = os.environ.get(VARIABLE)
+    found: list[str] = []
     for where in (place, _beside(), variable):
         if where and os.path.exists(where):
             # Not by pathlib, which raises an error for names too long and for folders that are closed.
             inside = sorted(glob.glob(os.path.join(glob.escape(where), "*", external.file)))
-            found = [path for path in (os.path.join(where, external.file), where, *inside) if os.path.isfile(path)]
-            if found:
-                return Path(next((path for path in found if os.path.getsize(path) == external.size), found[0]))
+            found += [path for path in (os.path.join(where, external.file), where, *inside) if os.path.isfile(path)]
+    if found:
+        return Path(next((path for path in found if os.path.getsize(path) == external.size), found[0]))
     what = f"{external.file}, {external.size:,} bytes, sha256 {external.sha256}"
     tried = ""
     if place or variable:

@@ -183,7 +183,7 @@ def _torch(path: Path) -> _Tensors:
         except RuntimeError:  # files of older versions of torch cannot be mapped
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not all(isinstance(x, torch.Tensor) for x in state.values()):
-            raise ValueError("other values among the tensors")
+            raise ValueError
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError:
@@ -191,7 +191,7 @@ def _torch(path: Path) -> _Tensors:
     except Exception as error:  # whatever a damaged zip or pickle gives; torch's advice is to run what is in it
         raise ModelError(
             f"{path}: expected a dictionary of tensors, as torch.save(model.state_dict(), ...) writes it, found other "
-            f"values, damage, or code, which is not run: fetch it again, or {NAMES[0]} in its place"
+            f"values, damage, or code, which is not run: fetch it again, or {NAMES[0]}"
         ) from error
     tensors: _Tensors = {}
     for name, x in state.items():
