@@ -8,8 +8,22 @@ import numpy as np
 
 from vqcomp.runtime.config import ModelConfig
 from vqcomp.runtime.engine import Tensors
+from vqcomp.runtime.exact import NumpyOps
 from vqcomp.runtime.spec import TokenSpec
 from vqcomp.training.offsets import default_copies, default_flags
+
+
+class Float64Ops(NumpyOps):
+    """Products in float64: exact for far larger integers than those of the package."""
+
+    def weight(self, codes, scales=None):
+        return codes.T.astype(np.float64), scales
+
+    def linear(self, x, weight):
+        matrix, scale = weight
+        y = np.matmul(x.astype(np.float64), matrix).astype(np.float32)
+        return y if scale is None else y * scale
+
 
 FLAGS = (((1, 0, 0), (2, 0, 0)), ((1, 0, 0), (3, 0, 0)), ((1, 0, 0), (2, 0, 1)), ((2, 0, 0), (1, -1, 0)))
 COPIES = ((1, 0, 0), (2, 0, 0), (4, 0, 0), (1, 1, 0), (1, 0, -1))

@@ -591,7 +591,7 @@ def test_memory_is_bounded_by_the_batch_not_by_the_data(tmp_path, monkeypatch):
 
 def test_a_segment_takes_less_than_2_kb_of_memory_whatever_their_number(tmp_path, monkeypatch):
     monkeypatch.setattr("vqcomp.encoding.make_codec", lambda *a, **k: Plain())
-    monkeypatch.setattr("vqcomp.runtime.reader.make_codec", lambda *a, **k: Plain())
+    monkeypatch.setattr("vqcomp.runtime.reader.codec_of", lambda *a, **k: Plain())
     data, peaks, counts = tmp_path / "data", [], (100, 600)
     data.mkdir()
     for count in counts:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import random_segment, random_tensors, tiny_config
+from networks import Float64Ops, random_segment, random_tensors, tiny_config
 
 from vqcomp.runtime import loading, products
 from vqcomp.runtime.compute import Compute
@@ -36,8 +36,8 @@ CONFIGS = {
     "within frame": tiny_config(factors=(40, 33), within_frame=True),
 }
 BACKENDS = {
-    "numpy float32": lambda: NumpyOps("float32"),
-    "numpy float64": lambda: NumpyOps("float64"),
+    "numpy float32": NumpyOps,
+    "numpy float64": Float64Ops,
     "torch float32": lambda: TorchOps("cpu", "float32"),
     "torch float64": lambda: TorchOps("cpu", "float64"),
     "torch int8": Int8Ops,
@@ -238,7 +238,7 @@ def test_largest_weights_stay_exact():
         loud = 8 if name.split(".")[-1] in ("qkv", "up", "proj", "down", "position") else 0
         tensors[name] = np.where(codes < -8, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8), scales + np.int8(loud)
     segment = random_segment(config.spec, 4)
-    a, b = (logits(Engine(config, tensors, NumpyOps(gemm)), segment, [4])[0] for gemm in ("float32", "float64"))
+    a, b = (logits(Engine(config, tensors, ops()), segment, [4])[0] for ops in (NumpyOps, Float64Ops))
     np.testing.assert_array_equal(a, b)
     assert (a == np.rint(a)).all() and np.ptp(a) > 0
 

@@ -63,7 +63,7 @@ def mixed() -> AdaptiveCodec:
     return codec
 
 
-@pytest.mark.parametrize("method", ["start", "predict_steps"])
+@pytest.mark.parametrize("method", ["start", "predict"])
 @pytest.mark.parametrize("error", [MemoryError("no room"), DamageError("broken")], ids=str)
 def test_an_error_of_the_network_is_raised_and_the_codec_recovers(monkeypatch, method, error):
     codec = mixed()

@@ -12,7 +12,7 @@ import pytest
 from conftest import tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import random_segment, random_tensors, tiny_config
+from networks import Float64Ops, random_segment, random_tensors, tiny_config
 
 import vqcomp
 from vqcomp.cli import run
@@ -37,7 +37,7 @@ PLAIN = tiny_config(factors=(40, 33), stack=1)
 WITHIN = tiny_config(factors=(40, 33), stack=1, within_frame=True)
 BACKENDS = {
     "numpy": lambda: NumpyOps(),
-    "numpy float64": lambda: NumpyOps("float64"),
+    "numpy float64": Float64Ops,
     "torch, one thread": lambda: TorchOps("cpu", threads=1),
     "torch, two threads": lambda: TorchOps("cpu", threads=2),
     "torch int8": Int8Ops,

@@ -15,6 +15,7 @@ import torch
 from gpt2s import CONFIG, CONFIG_JSON, SPEC, arrays, network, safetensors, save, segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Float64Ops
 
 from vqcomp.runtime.errors import DamageError, InputError, ModelError
 from vqcomp.runtime.exact import NumpyOps, TorchOps
@@ -32,8 +33,8 @@ from vqcomp.runtime.token_windows import TokenWindows
 BEST = Precision()
 PRECISIONS = [Precision(w, a) for w in (1, 2) for a in (1, 2)]
 BACKENDS = {
-    "numpy float32": lambda: NumpyOps("float32"),
-    "numpy float64": lambda: NumpyOps("float64"),
+    "numpy float32": NumpyOps,
+    "numpy float64": Float64Ops,
     "torch float32": lambda: TorchOps("cpu", "float32"),
     "torch one thread": lambda: TorchOps("cpu", "float32", 1),
     "torch float64": lambda: TorchOps("cpu", "float64"),

@@ -114,3 +114,10 @@ def test_progress_comes_from_within_a_processs_share(monkeypatch):
     shared.close()
     assert len(told) > 2
     assert sum(told) == 2 * 64 * CONFIG.positions
+
+
+@pytest.mark.parametrize(("network", "jobs"), [(False, 6), (True, 3)])
+def test_jobs_left_open_keep_all_cpus_busy(monkeypatch, network, jobs):
+    monkeypatch.setattr("vqcomp.runtime.compute.cpus", lambda: 6)
+    assert Compute().with_jobs(network).processes == jobs
+    assert Compute(jobs=2).with_jobs(network).processes == 2

@@ -140,6 +140,7 @@ def write(
     """
     model, adapt, group_size, decoder = coding
     everything = [s for segments in by_spec.values() for s in segments]
+    compute = compute.with_jobs(model is not None)
     fits = {spec: model.data if model and model.spec == spec else None for spec in by_spec}
     codings = [Coding(spec, choose_kind(data, adapt)) for spec, data in fits.items()]
     bound = sum(s.tokens * len(spec.factors) for spec, segments in by_spec.items() for s in segments)

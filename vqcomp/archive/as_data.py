@@ -123,7 +123,7 @@ class Stored:
         archive, manifest = self._open(), self.manifest
         count = 1
         if group == self._next:
-            count = max(self.compute.processes, self.compute.batch_size // len(manifest.groups[group].segments))
+            count = max(archive.compute.processes, self.compute.batch_size // len(manifest.groups[group].segments))
         groups = range(group, min(group + count, len(manifest.groups)))
         names = [manifest.segments[i].name for g in groups for i in manifest.groups[g].segments]
         try:

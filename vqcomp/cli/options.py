@@ -88,7 +88,8 @@ _OPTIONS = {
         "--jobs",
         type=click.IntRange(1),
         metavar="N",
-        help="Processes; each learns from, and codes, a group of segments at a time.  [default: half the CPUs]",
+        help="Processes; each learns from, and codes, a group of segments at a time.  [default: as many as there are "
+        "CPUs, half as many with a network]",
     ),
     "external": click.option(
         "--model",

@@ -18,7 +18,7 @@ class Compute(NamedTuple):
     threads: int | None = None
     """Threads of a process; None for as many as its share of the CPUs."""
     jobs: int | None = None
-    """Processes that code groups side by side where the codec learns; None for half the CPUs."""
+    """Processes that code groups side by side where the codec learns; None to leave it open: see `with_jobs`."""
     batch_size: int = 16
     """Segments that are computed together, and in memory at a time."""
     model: str | None = None
@@ -39,8 +39,11 @@ class Compute(NamedTuple):
         """How many processes to use: one inside a process that may not start others, such as a DataLoader's."""
         if multiprocessing.current_process().daemon:
             return 1
-        # A codec that learns keeps about two CPUs busy.
-        return self.jobs or max(1, cpus() // 2)
+        return self.jobs or 1
+
+    def with_jobs(self, network: bool) -> Compute:
+        """The same, and as many jobs as keep all CPUs busy where that is open: one each, or two beside a network."""
+        return self._replace(jobs=self.jobs or max(1, cpus() // (1 + network)))
 
 
 def cpus() -> int:

@@ -80,15 +80,15 @@ class Engine:
                 codes, scales = codes[rows], scales[rows]
             return ops.weight(codes, multipliers(scales))
 
-        self.position = ops.load(scaled(*tensors["position"], c.residual_max).T)  # (S, D)
+        self._position = ops.load(scaled(*tensors["position"], c.residual_max).T)  # (S, D)
         # A token's whole way into the residual stream is one row of a table: (V + 1, D), the first row for "no frame".
         # All tables are one; `first` tells where in it, less the number of the first token, each begins.
         tables = [_table(tensors, i, f, c.residual_max) for i in range(c.inputs) for f in factors]
-        self.table = ops.load(np.concatenate(tables))
+        self._table = ops.load(np.concatenate(tables))
         sizes = np.array([len(table) for table in tables])
-        self.first = ops.load((np.cumsum(sizes) - sizes + 1).reshape(c.inputs, -1).T[:, None])  # (F, 1, inputs)
-        self.flags = matrix("flags") if c.flags else None
-        self.blocks = [
+        self._first = ops.load((np.cumsum(sizes) - sizes + 1).reshape(c.inputs, -1).T[:, None])  # (F, 1, inputs)
+        self._flags = matrix("flags") if c.flags else None
+        self._blocks = [
             {name: matrix(f"blocks.{i}.{name}") for name in ("qkv", "proj", "up", "down")} for i in range(c.blocks)
         ]
         self._space, self._time = [], []
@@ -103,14 +103,14 @@ class Engine:
         self.embeddings = [codes[:-1].astype(np.float32) for codes, _ in embeds]
         """For each factor the codes of its tokens, (V, R)."""
         self.output = [ops.weight(codes[:-1], multipliers(scales).repeat(len(codes) - 1)) for codes, scales in embeds]
-        self.bias = [ops.load(scaled(*tensors[f"bias.{f}"], OUTPUT_BIAS_MAX)[0]) for f in factors]
+        self._bias = [ops.load(scaled(*tensors[f"bias.{f}"], OUTPUT_BIAS_MAX)[0]) for f in factors]
 
         wanted = {(i + 1, 0, 0) for i in range(c.stack)} | set(c.copies) | {o for pair in c.flags for o in pair}
         self._offsets: list[Offset] = sorted(wanted)
         self._margin = max(abs(dy) for _, dy, _ in wanted), max(abs(dx) for _, _, dx in wanted)
         at = self._offsets.index
-        self.stack = ops.load(np.array([at((min(i + 1, c.stack), 0, 0)) for i in range(c.inputs)], np.int64))
-        self.copies = ops.load(np.array([at(o) for o in c.copies], np.int64))
+        self._stack = ops.load(np.array([at((min(i + 1, c.stack), 0, 0)) for i in range(c.inputs)], np.int64))
+        self._copies = ops.load(np.array([at(o) for o in c.copies], np.int64))
         self._pairs = [ops.load(np.array([at(pair[side]) for pair in c.flags], np.int64)) for side in (0, 1)]
         self._cached: dict[Any, Array] = {}
 
@@ -142,7 +142,7 @@ class Engine:
             state.end = len(state.kv[0]) - room
         past = self._past(state, previous)  # (rows, offsets)
         h = self._embed(past, own)  # (rows, D)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._blocks):
             self._attend(h, block, i, state, batch, steps)
             self._mlp(h, block)
         state.end += steps
@@ -190,16 +190,16 @@ class Engine:
 
     def _embed(self, past: Array, own: np.ndarray | None) -> Array:
         c, ops = self.config, self.ops
-        ids = ops.take(past, self.stack, 1)  # (rows, inputs)
+        ids = ops.take(past, self._stack, 1)  # (rows, inputs)
         if c.within_frame:  # the last ones are those of the predicted frame itself
             ids[:, c.stack] = -1 if own is None else ops.load(self._ids(own).reshape(-1))
-        rows = [ops.at_least_(self._factor(ids, f), -1) + first for f, first in enumerate(self.first)]
-        h = ops.take_sum(self.table, rows[0] if len(rows) == 1 else ops.concat(rows, 1))
-        if self.flags is not None:
+        rows = [ops.at_least_(self._factor(ids, f), -1) + first for f, first in enumerate(self._first)]
+        h = ops.take_sum(self._table, rows[0] if len(rows) == 1 else ops.concat(rows, 1))
+        if self._flags is not None:
             a, b = (ops.take(past, side, 1) for side in self._pairs)  # (rows, flags)
-            h += ops.round_(ops.linear((a == b) & (a >= 0), self.flags))
+            h += ops.round_(ops.linear((a == b) & (a >= 0), self._flags))
         h = h.reshape(-1, c.positions, c.dim)
-        h += self.position
+        h += self._position
         return ops.clip_(h, -c.residual_max, c.residual_max).reshape(-1, c.dim)
 
     def _add(self, h: Array, x: Array, weight: Weight) -> None:
@@ -286,13 +286,13 @@ class Engine:
     def _logits(self, h: Array, past: Array) -> list[Array]:
         c, ops = self.config, self.ops
         a = self._norm(h)
-        candidates = ops.take(past, self.copies, 1)  # (rows, copies)
+        candidates = ops.take(past, self._copies, 1)  # (rows, copies)
         logits = []
         for f in range(len(c.factors)):
             y = ops.round_(ops.linear(a, self._head[f]))  # (rows, R + copies)
             z = ops.clip_(y[:, : c.rank], -ACTIVATION_MAX, ACTIVATION_MAX)
             x = ops.round_(ops.linear(z, self.output[f]))  # (rows, V)
-            x += self.bias[f]
+            x += self._bias[f]
             if c.copies:
                 ids = self._factor(candidates, f)
                 known = ids >= 0

@@ -36,9 +36,6 @@ class NumpyOps:
     name = "numpy"
     on_host = True
 
-    def __init__(self, gemm: str = "float32") -> None:
-        self.gemm = np.dtype(gemm)
-
     def settings(self, shared: bool = True) -> AbstractContextManager[None]:
         """Within it, the process is set up for these operations, each on one thread unless `shared`; then as it was."""
         return nullcontext()
@@ -57,7 +54,7 @@ class NumpyOps:
 
     def weight(self, codes: np.ndarray, scales: np.ndarray | None = None) -> Weight:
         """(N, K) integer codes and perhaps a multiplier for each row (N,) -> what `linear` wants."""
-        return np.ascontiguousarray(codes.T, self.gemm), None if scales is None else self.load(scales)
+        return np.ascontiguousarray(codes.T, np.float32), None if scales is None else self.load(scales)
 
     def linear(self, x: Array, weight: Weight) -> Array:
         """(M, K) times a `weight` of (N, K) -> (M, N), exact while K * max|x| * max|w| < 2^24; times the multipliers.
@@ -65,7 +62,7 @@ class NumpyOps:
         x: integers of any type.
         """
         matrix, scale = weight
-        y = np.matmul(x.astype(self.gemm, copy=False), matrix).astype(np.float32, copy=False)
+        y = np.matmul(x.astype(np.float32, copy=False), matrix)
         return y if scale is None else np.multiply(y, scale, out=y)
 
     def codes(self, x: Array, weight: Weight) -> Array:

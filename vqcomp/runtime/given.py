@@ -34,7 +34,7 @@ class GivenMixer(TreeMixer):
     def begin(self, coded: np.ndarray, given: Given | None = None) -> None:
         super().begin(coded)
         if given:
-            fill(self.given, given()[: coded.shape[0] * coded.shape[1]])
+            fill(self.given, given()[: len(coded)].reshape(-1, self.past.size))
 
 
 def fill(masses: Masses, weights: np.ndarray) -> None:

@@ -68,14 +68,13 @@ class MixedCodec(AdaptiveCodec):
         return mixers
 
     def _given(self, before: np.ndarray) -> list[Given | None]:
-        return self._parts(self.background.submit(self.network.predict_steps, before[:, None]), 0)
+        return self._parts(self.background.submit(self.network.predict, before[:, None]), 0)
 
     def _parts(self, prediction: Future[list[np.ndarray]], step: int) -> list[Given | None]:
-        """Of each factor, what waits for the weights (P, V) of one of the steps that are predicted."""
+        """Of each factor, what waits for the weights (G, S, V) of one of the steps that are predicted."""
 
         def part(factor: int) -> np.ndarray:
-            weights: np.ndarray = prediction.result()[factor][:, step]
-            return weights.reshape(-1, weights.shape[2])
+            return prediction.result()[factor][:, step]
 
         return [partial(part, f) for f in range(len(self.spec.factors))]
 
@@ -86,7 +85,7 @@ class MixedCodec(AdaptiveCodec):
         def predictions() -> Iterator[tuple[list[int], int, int, Future[list[np.ndarray]]]]:
             for members, first, steps in lockstep([len(segment) for segment in segments], at_once):
                 frames = np.stack([before[i][first : first + steps] for i in members])  # (G, C, S, F)
-                yield members, first, steps, self.background.submit(self.network.predict_steps, frames)
+                yield members, first, steps, self.background.submit(self.network.predict, frames)
 
         for members, first, steps, prediction in ahead(predictions()):
             for step in range(steps):
@@ -105,11 +104,10 @@ class FramePredictor:
         self.state = self.engine.start(segments)
 
     def predict(self, before: np.ndarray) -> list[np.ndarray]:
-        """The frame before (G, S, F), -1 for none, of the first G segments -> each factor's weights (G * S, V)."""
-        return [weights.reshape(-1, weights.shape[-1]) for weights in self.predict_steps(before[:, None])]
+        """Each factor's weights (G, C, S, V) of C frames of the first G segments.
 
-    def predict_steps(self, before: np.ndarray) -> list[np.ndarray]:
-        """The frames before C frames (G, C, S, F), -1 for none -> each factor's weights (G, C, S, V)."""
+        before (G, C, S, F): the frame before each of them, -1 for none.
+        """
         ops, shape = self.engine.ops, before.shape[:3]
         self.state.keep(len(before))
         with ops.settings(before[..., 0].size >= SHARED_ROWS):

@@ -78,7 +78,7 @@ OPINIONS = (
 )
 
 Given = Callable[[], np.ndarray]
-"""Waits for a trained network's weights of the tokens, (P, V), perhaps of more positions than still matter."""
+"""Waits for a trained network's weights of the tokens, (G, S, V), perhaps of more segments than still run."""
 
 
 class TreeMixer:

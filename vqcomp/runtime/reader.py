@@ -38,6 +38,7 @@ class Reader:
         self._codecs: dict[int, Codec] = {}
         try:
             self.manifest = self.read_manifest()
+            self.compute = self.compute.with_jobs(self.manifest.model is not None)
             self._streams, self._start, found = self.open_stored(STREAMS)
             expected = sum(g.size for g in self.manifest.groups)
             if found != expected:

@@ -208,7 +208,7 @@ class LearningImaginer:
         """For each factor, the network's opinion on the frame after `before` (B, S, F)."""
         if not self.network:
             return [None for _ in self.spec.factors]
-        return [partial(np.asarray, weights) for weights in self.network.predict(before)]
+        return [partial(np.asarray, weights[:, 0]) for weights in self.network.predict(before[:, None])]
 
     def _draw(self, mixer: TreeMixer, f: int, sampling: Sampling, rows: Rows) -> np.ndarray:
         """Tokens (P,) of one factor, whose mixer has begun the frame."""

@@ -90,12 +90,12 @@ def _by_learning(
     before = np.full((len(group), *group[0].shape[1:]), -1, np.int64)
     for members, t, _ in lockstep([len(segment) for segment in group]):
         frame = np.stack([group[i][t] for i in members]).astype(np.int64)  # (G, S, F)
-        weights = network.predict(before[: len(members)]) if network else None
+        weights = network.predict(before[: len(members), None]) if network else None
         for f, mixer in enumerate(mixers):
             tokens, level = frame[:, :, f].reshape(-1), np.arange(mixer.levels)[:, None]
             node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
             bits = (tokens >> (mixer.levels - 1 - level)) & 1
-            mixer.begin(frame[:, :, :f], (lambda w=weights[f]: w) if weights else None)  # type: ignore[misc]
+            mixer.begin(frame[:, :, :f], (lambda w=weights[f][:, 0]: w) if weights else None)  # type: ignore[misc]
             one = mixer.predict(0, node)
             mixer.update(bits, frame[:, :, f])
             cost = (BIT_PRECISION - np.log2(np.where(bits, one, (1 << BIT_PRECISION) - one))).sum(0)  # (P,)
