@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _place(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     """(type, shape, first byte, end) that a header says of a tensor. Raises ValueError."""
-    dtype, shape, place = map(entry.get, ("dtype", "shape", "data_offsets")) if isinstance(entry, dict) else [None] * 3
-    if isinstance(dtype, str) and isinstance(shape, list) and isinstance(place, list):
-        numbers = shape + place
-        # Few and none too large, for their product takes time.
-        whole = len(numbers) < 9 and all(type(n) is int and 0 <= n < _NUMBER_LIMIT for n in numbers)
-        if whole and len(place) == 2 and place == sorted(place):
-            return dtype, tuple(shape), place[0], place[1]
+    with suppress(TypeError, KeyError, ValueError):
+        dtype, shape, (start, end) = (entry[field] for field in ("dtype", "shape", "data_offsets"))
+        # Few numbers and none too large, for their product takes time.
+        whole = len(shape) < 9 and all(type(n) is int and 0 <= n < _NUMBER_LIMIT for n in (start, end, *shape))
+        if whole and start <= end:
+            return str(dtype), tuple(shape), start, end
     raise ValueError(f"no type, shape and place of the tensor {shown(name)}")
 
 
