@@ -342,20 +342,20 @@ def test_the_package_is_there_at_once_and_names_all_that_it_offers():
 
 
 @pytest.mark.parametrize("policy", [None, "ACTIVE"])
-def test_torchs_threads_wait_instead_of_spinning_also_from_python(policy):
+def test_torchs_threads_soon_wait_instead_of_spinning_also_from_python(policy):
     pytest.importorskip("torch")
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if "OMP_" not in name}
     environment |= {"OMP_WAIT_POLICY": policy} if policy else {}
     # The policy is what the environment says at the moment in which torch comes in.
     program = (
         "import importlib.abc, os, sys\n"
         "class Watch(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': print(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "        if name == 'torch': print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))\n"
         "sys.meta_path.insert(0, Watch())\n"
         "import vqcomp\n"
         "from vqcomp.runtime.exact import make_ops\n"
         "make_ops('cpu')\n"
     )
     shown = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert shown.stdout.split() == [policy or "PASSIVE"]
+    assert shown.stdout.split() == ([policy, "None"] if policy else ["PASSIVE", "10000"])

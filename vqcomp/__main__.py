@@ -15,8 +15,7 @@ def main() -> None:
     # Imports take a while, and an exception in the middle of one ends in a traceback at best.
     if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _leave)
-    # Before NumPy and torch come in: threads that have nothing to do shall wait, and not spin until others starve.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before NumPy comes in: its threads would wait for each other longer than they compute.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Processes that are started search neither the working folder nor the script's for modules.
     os.environ["PYTHONSAFEPATH"] = "1"

@@ -265,8 +265,10 @@ def load_torch() -> Any:
     """The module torch, once an array has come back from it unchanged. Raises DependencyError."""
     # A torch that was built for another NumPy says so in some fifty lines; one of our own says what it means here.
     noise = io.StringIO()
-    # Read when torch comes in: threads that have nothing to do shall wait, and not spin until others starve.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch comes in: threads that have nothing to do spin for some microseconds, since the next operation
+    # often comes as soon, and then wait, so that others do not starve. docs/LOG.md has the table.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000")
     try:
         with redirect_stderr(noise), warnings.catch_warnings():
             warnings.simplefilter("ignore")

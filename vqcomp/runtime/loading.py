@@ -9,7 +9,7 @@ import numpy as np
 from .compute import Compute
 from .engine import Engine
 from .errors import ModelError, PlatformError
-from .exact import NumpyOps, make_ops
+from .exact import make_ops
 from .layout import LARGE_MODEL
 from .spec import TokenSpec
 from .tables import Tables
@@ -26,14 +26,14 @@ def load_engine(spec: TokenSpec, model: bytes, compute: Compute) -> Engine:
     if spec != config.spec:
         raise ModelError(f"the model predicts {config.spec}, the tokens are {spec}")
     ops = make_ops(compute.device, compute.threads)
-    if len(model) >= LARGE_MODEL and not isinstance(ops, NumpyOps):
+    if len(model) >= LARGE_MODEL:
         from .products import fastest
 
         ops = fastest(ops, config)
     engine = Engine(config, tensors, ops)
     if self_test(engine) != check:
         raise PlatformError(
-            f"{engine.ops.name}: the self-test's arithmetic is not exact on this machine; "
+            f"{ops.name}: the self-test's arithmetic is not exact on this machine; "
             "try another device (--device cpu, --device numpy)"
         )
     return engine

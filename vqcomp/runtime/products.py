@@ -16,7 +16,7 @@ import numpy as np
 
 from .arithmetic import ACTIVATION_MAX, WEIGHT_MAX
 from .config import ModelConfig
-from .exact import Array, TorchOps, Weight
+from .exact import Array, NumpyOps, TorchOps, Weight
 
 PRODUCTS = {"qkv", "proj", "up", "down", "head", "embed", "flags"}
 """Parts of the names of tensors that are multiplied by."""
@@ -88,11 +88,14 @@ def kinds(ops: TorchOps) -> list[Callable[[], TorchOps]]:
     return [partial(other, str(ops.device), ops.threads) for other in others]
 
 
-def fastest(ops: TorchOps, config: ModelConfig) -> TorchOps:
+def fastest(ops: NumpyOps | TorchOps, config: ModelConfig) -> NumpyOps | TorchOps:
     """The same operations, with the fastest kind of products for a network; `ops` have those in float32.
 
     Only speed depends on the choice. A kind whose results differ from those of float32 is not used, with a warning.
+    NumPy has float32 alone.
     """
+    if isinstance(ops, NumpyOps):
+        return ops
     log, chosen, least = logging.getLogger("vqcomp"), ops, 1.0
     shapes = shapes_of(config)
     counts = [frames * config.positions for frames in FRAMES[ops.on_host]]
