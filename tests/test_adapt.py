@@ -219,7 +219,7 @@ def test_a_network_that_knows_is_believed():
         tokens = rng.integers(0, 64, 16)
         weights = np.ones((16, 64))
         weights[np.arange(16), tokens] = 1000
-        mixer.begin(np.zeros((1, 16, 0), np.int64), lambda weights=weights: weights)
+        mixer.begin(np.zeros((1, 16, 0), np.int64), lambda weights=weights: weights[None])
         bits = tokens >> (5 - level) & 1
         p = mixer.predict(0, 1 << level | tokens >> (6 - level)) / 65536
         mixer.update(bits, tokens[None])
