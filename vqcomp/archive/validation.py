@@ -97,7 +97,7 @@ def _check(table: dict[str, Any]) -> None:
         _integer(model["bytes"], 1, MODEL_LIMIT)
         texts.append(model["sha256"])
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"expected texts, found {texts}")
+        raise ValueError(f"expected texts, found {json.dumps(texts)[:60]}")
 
 
 def _check_segment(spec: dict[str, Any], name: str, dtype: Any, shape: Any) -> int:
