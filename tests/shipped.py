@@ -18,7 +18,7 @@ from vqcomp.runtime.kinds import KINDS
 PACKAGE = "vqcomp_runtime"
 EXTERNAL = roots(KINDS.values(), files=True, workers=True, model=layout.LARGE_MODEL)
 """All modules, those for external networks too."""
-EVERYTHING = frozenset(name for name in EXTERNAL if not name.startswith(packing.EXTERNAL))
+EVERYTHING = frozenset(name for name in EXTERNAL if not name.startswith(packing.TOKEN_PREFIX))
 """All that archives without an external network may need."""
 
 

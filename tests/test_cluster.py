@@ -244,12 +244,22 @@ def test_a_cluster_that_cannot_be_reached_is_an_error(ray, tmp_path, address):
     assert not (tmp_path / "out.zip").exists()
 
 
-def test_no_cluster_on_this_machine_is_an_error(ray, tmp_path, monkeypatch):
-    def init(*_, **__):
-        raise ConnectionError("Could not find any running Ray instance. Please specify the one to connect to.")
+@pytest.fixture
+def connecting_raises(ray, monkeypatch):
+    """To call with the error that Ray raises when it is to connect."""
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", init)
+    def prepare(error):
+        def init(*_, **__):
+            raise error
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", init)
+
+    return prepare
+
+
+def test_no_cluster_on_this_machine_is_an_error(connecting_raises, tmp_path):
+    connecting_raises(ConnectionError("Could not find any running Ray instance. Please specify the one to connect to."))
     with pytest.raises(InputError, match=r"--cluster auto: cannot be reached.*`ray start --head` starts one"):
         compressed(tmp_path / "out.zip", cluster="auto")
 
@@ -260,12 +270,10 @@ def test_a_ray_that_was_never_tried_is_an_error(ray, tmp_path, monkeypatch):
         compressed(tmp_path / "out.zip", cluster="local")
 
 
-def test_a_cluster_with_another_ray_is_an_error(ray, tmp_path, monkeypatch):
-    def init(*_, **__):
-        raise RuntimeError("Version mismatch: The cluster was started with:\n  Ray: 2.0.0\nThis process:\n  Ray: 2.9.0")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", init)
+def test_a_cluster_with_another_ray_is_an_error(connecting_raises, tmp_path):
+    connecting_raises(
+        RuntimeError("Version mismatch: The cluster was started with:\n  Ray: 2.0.0\nThis process:\n  Ray: 2.9.0")
+    )
     with pytest.raises(DependencyError, match=r"another version of Ray or Python.*Ray: 2\.0\.0"):
         compressed(tmp_path / "out.zip", cluster="auto")
 

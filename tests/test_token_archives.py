@@ -752,20 +752,21 @@ def test_a_network_on_the_hub_is_pinned_and_fetched_again_where_it_is_missing(co
     assert "found another file" in done.stderr
 
 
-def test_a_repository_without_weights_is_refused(command, server, data, tmp_path):
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        ("model.safetensors", "expected model.safetensors or pytorch_model.bin in the repository, found neither"),
+        ("config.json", "expected the shape (1025, 1024), found (71, 64)"),
+    ],
+)
+def test_a_repository_without_weights_is_refused_and_without_config_has_gpt2ms_shape(
+    command, server, data, tmp_path, lacking, message
+):
     for revision in ("main", COMMIT):
-        del server.files["models", HUB, revision, "model.safetensors"]
+        del server.files["models", HUB, revision, lacking]
     done = command("one", "compress", data, tmp_path / "out.zip", "--model", f"hf://{HUB}")
     assert done.returncode == 1
-    assert "expected model.safetensors or pytorch_model.bin in the repository, found neither" in done.stderr
-
-
-def test_a_repository_without_config_has_gpt2ms_shape(command, server, data, tmp_path):
-    for revision in ("main", COMMIT):
-        del server.files["models", HUB, revision, "config.json"]
-    done = command("one", "compress", data, tmp_path / "out.zip", "--model", f"hf://{HUB}")
-    assert done.returncode == 1
-    assert "expected the shape (1025, 1024), found (71, 64)" in done.stderr
+    assert message in done.stderr
 
 
 # ---- FORMAT.md, section 11

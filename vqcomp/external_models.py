@@ -15,8 +15,9 @@ from .runtime.compute import Compute
 from .runtime.errors import InputError, ModelError
 from .runtime.spec import TokenSpec
 from .runtime.token_config import Precision, TokenConfig
-from .runtime.token_external import PART_BITS, SCHEME, External, hash_of, load_engine, self_test
+from .runtime.token_external import PART_BITS, External, hash_of, load_engine, self_test
 from .runtime.token_weights import CONFIG, NAMES, find_weights, read_config
+from .runtime.token_windows import check_keep
 
 _REPOSITORY = re.compile(r"hf://(?:models/)?((?!datasets/|models/)[^/@]+/[^/@]+)(?:@([^/@]+))?")
 
@@ -76,8 +77,7 @@ def find_external(
     spec = (fitting or specs)[0]
     frames, precision, keep = config.frames(spec), options.parts(), options.keep_frames
     keep = frames // 2 if keep is None else keep
-    if not 0 <= keep < frames:
-        raise InputError(f"frames to keep: expected 0 to {frames - 1}, found {keep}")
+    check_keep(keep, frames)
     external = External(path.name, source, path.stat().st_size, hash_of(path), config, spec, precision, keep, 0)
     check = self_test(load_engine(path, external, compute.device, compute.threads))
     return ModelFile(name, external._replace(check=check).to_bytes(), spec), path
@@ -95,7 +95,7 @@ def _from_hub(name: str) -> tuple[TokenConfig, Path, str]:
         config = read_config(hub.fetch(hub.Address("model", repository, revision, CONFIG)).parent)
     except hub.MissingError:
         config = TokenConfig()
-    return config, path, f"{SCHEME}{repository}{'@' + revision if revision else ''}"
+    return config, path, f"{hub.SCHEME}{repository}{'@' + revision if revision else ''}"
 
 
 def _fetch_first(name: str, repository: str, revision: str | None) -> Path:

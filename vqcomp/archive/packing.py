@@ -25,7 +25,7 @@ RUNTIME_FOLDER = Path(layout.__file__).parent
 ENTRY, FUNCTION = "launch", "main"
 """The module that decompress.py imports, and the function in it that it calls."""
 SEPARATOR = "\0"
-EXTERNAL = "token_"
+TOKEN_PREFIX = "token_"
 """How the names of modules begin that networks from outside an archive take. With them, the runtime is another program:
 so they change nothing of what other archives carry."""
 RUNTIME_LIMIT = 1 << 24
@@ -61,7 +61,7 @@ def strip_program(sources: dict[str, str], function: str) -> dict[str, str]:
 def stripped_modules(external: bool = False) -> dict[str, str]:
     """All modules of the runtime, stripped as one program; those for external networks among them, or not."""
     names = sorted(path.stem for path in RUNTIME_FOLDER.glob("*.py") if path.name != layout.BOOTSTRAP)
-    names = [name for name in names if external or not name.startswith(EXTERNAL)]
+    names = [name for name in names if external or not name.startswith(TOKEN_PREFIX)]
     return strip_program({name: source_of(name) for name in names}, FUNCTION)
 
 
@@ -83,7 +83,7 @@ def runtime_modules(roots: Iterable[str]) -> list[str]:
     """Names of these modules, and of all that they import, and so on."""
     found: set[str] = set()
     wanted = {"__init__", *roots}
-    external = is_external(wanted)
+    external = has_token_modules(wanted)
     while wanted:
         name = wanted.pop()
         found.add(name)
@@ -91,15 +91,15 @@ def runtime_modules(roots: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
-def is_external(names: Iterable[str]) -> bool:
+def has_token_modules(names: Iterable[str]) -> bool:
     """Whether modules of these names are part of the program for external networks."""
-    return any(name.startswith(EXTERNAL) for name in names)
+    return any(name.startswith(TOKEN_PREFIX) for name in names)
 
 
 @lru_cache
 def runtime_archive(roots: frozenset[str]) -> bytes:
     """The entry layout.RUNTIME: `name, line feed, text` of each module, joined by SEPARATOR, as bzip2."""
-    texts = stripped_modules(is_external(roots))
+    texts = stripped_modules(has_token_modules(roots))
     modules = (f"{name}\n{texts[name]}" for name in runtime_modules(roots))
     return bz2.compress(SEPARATOR.join(modules).encode())
 

@@ -18,7 +18,7 @@ from .codec import Advance, Codec, lockstep
 from .coder import Decoder
 from .compute import Compute
 from .errors import DamageError, InputError
-from .mixing import Given, TreeMixer
+from .mixing import Given, TreeMixer, path_to
 from .online import VOCABULARY_MAX
 from .spec import TokenSpec
 from .uniform import decode_uniform, encode_uniform, modelled
@@ -45,7 +45,7 @@ class Frame(NamedTuple):
     """For each factor, what waits for a network's opinion."""
 
 
-def frame_of(segments: list[np.ndarray], members: list[int], time: int) -> np.ndarray:
+def frame_of(segments: Sequence[np.ndarray], members: list[int], time: int) -> np.ndarray:
     """Tokens of these segments, int64 (G, S, F)."""
     return np.stack([segments[i][time] for i in members]).astype(np.int64)
 
@@ -101,10 +101,7 @@ class AdaptiveCodec(Codec):
         mixers = self._mixers(len(segments))
         for members, time, frame, given in self._known_frames(segments):
             for f, mixer in enumerate(mixers):
-                tokens = frame[:, :, f].reshape(-1)  # (P,)
-                level = np.arange(mixer.levels)[:, None]
-                node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
-                bits = (tokens >> (mixer.levels - 1 - level)) & 1
+                node, bits = path_to(frame[:, :, f].reshape(-1), mixer.levels)
                 mixer.begin(frame[:, :, :f], given[f])
                 encoder.put_bits(bits.reshape(-1), mixer.predict(0, node).reshape(-1))
                 mixer.update(bits, frame[:, :, f])

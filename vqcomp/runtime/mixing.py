@@ -81,6 +81,12 @@ Given = Callable[[], np.ndarray]
 """Waits for a trained network's weights of the tokens, (G, S, V), perhaps of more segments than still run."""
 
 
+def path_to(tokens: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The way down the tree to tokens (P,): the node at each level, and the bit that leads on from it, both (L, P)."""
+    level = np.arange(levels)[:, None]
+    return (1 << level) | (tokens >> (levels - level)), (tokens >> (levels - 1 - level)) & 1
+
+
 class TreeMixer:
     """Predicts and learns one factor's tokens: `begin` a frame, `predict` level by level or all at once, `update`."""
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from .arithmetic import ACTIVATION_MAX, WEIGHT_MAX
 from .config import ModelConfig
+from .engine import multipliers
 from .exact import Array, NumpyOps, TorchOps, Weight
 
 PRODUCTS = {"qkv", "proj", "up", "down", "head", "embed", "flags"}
@@ -136,7 +137,7 @@ def trial(ops: TorchOps, shapes: Shapes, rows: int) -> tuple[list[np.ndarray], f
         x, codes = np.resize(inputs, (rows, k)), np.resize(weights, (n, k))
         x[0], x[-1], codes[0], codes[-1] = ACTIVATION_MAX, -ACTIVATION_MAX, WEIGHT_MAX, -WEIGHT_MAX
         # As in a network; so that some results are not clipped, and some are halfway between two integers.
-        scales = np.exp2(np.arange(n) % 40 / -4).astype(np.float32)
+        scales = multipliers(-(np.arange(n) % 40))
         weight, y = ops.weight(codes, scales), ops.load(x)
         results += [ops.host(ops.linear(y, weight)), ops.host(ops.codes(y, weight)).astype(np.float32)]
         times = []

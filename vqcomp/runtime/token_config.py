@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 from .errors import ModelError
@@ -146,10 +147,4 @@ class TokenConfig:
 
     def parameters(self) -> int:
         """Number of weights."""
-        total = 0
-        for shape in self.tensor_shapes().values():
-            size = 1
-            for n in shape:
-                size *= n
-            total += size
-        return total
+        return sum(map(prod, self.tensor_shapes().values()))

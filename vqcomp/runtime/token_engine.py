@@ -117,7 +117,7 @@ class TokenGPT:
         self.head = self._matrix(load("lm_head.weight")[: config.bos], LOGIT_UNIT * LOG2_E, None)
         self.powers, self.gelu = ops.load(powers()), ops.load(gelu(VALUE_BITS))
         self.score_unit = np.float32(
-            POWER_STEP * LOG2_E / (self.score_top**2 * math.sqrt(config.head_dim) * 4.0**VALUE_BITS)
+            POWER_STEP * LOG2_E / (self.score_top**2 * math.sqrt(config.head_dim) * (1 << 2 * VALUE_BITS))
         ).item()
 
     def start(self, segments: int, room: int | None = None) -> TokenState:

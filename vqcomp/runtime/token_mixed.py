@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .adapt import GROUP_LIMIT, GROUP_SIZE, POSITIONS_MAX, WEIGHTS_MAX
+from .adapt import GROUP_LIMIT, GROUP_SIZE, POSITIONS_MAX, WEIGHTS_MAX, frame_of
 from .codec import Advance, Codec
 from .coder import Decoder
 from .compute import Compute
 from .errors import DamageError, InputError
 from .given import GivenMixer, fill
+from .mixing import path_to
 from .online import WIDTH
 from .opinions import Masses
 from .spec import TokenSpec
@@ -104,7 +105,7 @@ class TokenMixedCodec(Codec):
         for active, first, steps, logits in self.windows.known(segments):
             given = ops.host(weights(logits, ops)).reshape(len(active), steps, spec.positions, -1)
             for t in range(steps):
-                frame = np.stack([segments[i][first + t, :, 0] for i in active]).astype(np.int64)  # (G, S)
+                frame = frame_of(segments, active, first + t)[:, :, 0]  # (G, S)
                 mixer.begin(np.zeros((*frame.shape, 0), np.int64))
                 probability, bits = self._predict(mixer, frame, given[:, t])
                 # (L, G * S) -> place by place, level by level, segment by segment
@@ -149,10 +150,9 @@ class TokenMixedCodec(Codec):
 
     def _predict(self, mixer: PlaceMixer, frame: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A known frame (G, S), and the network's weights (G, S, V) -> probabilities of ones, and bits, both (L, P)."""
-        tokens, level = frame.reshape(-1), np.arange(mixer.levels)[:, None]
-        mixer.hear(given.reshape(len(tokens), -1))
-        probability = mixer.predict(0, (1 << level) | (tokens >> (mixer.levels - level)))
-        return probability, (tokens >> (mixer.levels - 1 - level)) & 1
+        node, bits = path_to(frame.reshape(-1), mixer.levels)
+        mixer.hear(given.reshape(frame.size, -1))
+        return mixer.predict(0, node), bits
 
     def _mixer(self, segments: int) -> PlaceMixer:
         """A new one, whose online network starts from the given one's embeddings, folded to its width."""

@@ -25,6 +25,12 @@ Look = Callable[[np.ndarray | None], Array]
 `TokenGPT.logits`."""
 
 
+def check_keep(keep: int, frames: int) -> None:
+    """Raise InputError unless a window of so many frames can begin with `keep` of the one before."""
+    if not 0 <= keep < frames:
+        raise InputError(f"frames to keep: expected 0 to {frames - 1}, found {keep}")
+
+
 class TokenWindows:
     """A TokenGPT over segments of `spec`, each int32 (T, S, 1), and how its window slides."""
 
@@ -32,8 +38,7 @@ class TokenWindows:
         """Raises ModelError where the tokens are not what the network predicts, InputError for a wrong `keep`."""
         self.engine, self.spec, self.keep = engine, spec, keep
         self.window = engine.config.frames(spec)
-        if not 0 <= keep < self.window:
-            raise InputError(f"frames to keep: expected 0 to {self.window - 1}, found {keep}")
+        check_keep(keep, self.window)
 
     def known(self, segments: Sequence[np.ndarray]) -> Iterator[tuple[list[int], int, int, Array]]:
         """Predict segments that are known, chunk by chunk: (which have these frames, from long to short; the first

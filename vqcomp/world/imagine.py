@@ -24,7 +24,7 @@ from ..runtime.errors import InputError
 from ..runtime.kinds import EXTERNAL
 from ..runtime.loading import load_engine
 from ..runtime.mixed import FramePredictor, mixers_beside
-from ..runtime.mixing import Given, TreeMixer
+from ..runtime.mixing import Given, TreeMixer, path_to
 from ..runtime.spec import TokenSpec
 from ..runtime.token_external import load_windows
 from ..runtime.token_memory import side_by_side
@@ -196,11 +196,10 @@ class LearningImaginer:
         for frame in prompt.astype(np.int64)[:, None]:  # (1, S, F)
             given = self._given(before)
             for f, mixer in enumerate(mixers):
-                tokens = frame[0, :, f]
-                level = np.arange(mixer.levels)[:, None]
+                node, bits = path_to(frame[0, :, f], mixer.levels)
                 mixer.begin(frame[:, :, :f], given[f])
-                mixer.predict(0, (1 << level) | (tokens >> (mixer.levels - level)))
-                mixer.update((tokens >> (mixer.levels - 1 - level)) & 1, frame[:, :, f])
+                mixer.predict(0, node)
+                mixer.update(bits, frame[:, :, f])
             before = frame
         return mixers
 

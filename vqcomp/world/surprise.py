@@ -11,6 +11,7 @@ from math import log2
 
 import numpy as np
 
+from ..runtime.adapt import frame_of
 from ..runtime.codec import Advance, lockstep
 from ..runtime.coder import BIT_PRECISION, PRECISION
 from ..runtime.compute import Compute
@@ -19,7 +20,7 @@ from ..runtime.errors import InputError
 from ..runtime.kinds import EXTERNAL
 from ..runtime.loading import load_engine
 from ..runtime.mixed import FramePredictor, mixers_beside
-from ..runtime.mixing import TreeMixer
+from ..runtime.mixing import TreeMixer, path_to
 from ..runtime.spec import TokenSpec
 from ..runtime.tables import Tables
 
@@ -89,13 +90,11 @@ def _by_learning(
     measured = [np.zeros(segment.shape[:2], np.float32) for segment in group]
     before = np.full((len(group), *group[0].shape[1:]), -1, np.int64)
     for members, t, _ in lockstep([len(segment) for segment in group]):
-        frame = np.stack([group[i][t] for i in members]).astype(np.int64)  # (G, S, F)
+        frame = frame_of(group, members, t)
         weights = network.predict(before[: len(members), None]) if network else None
         for f, mixer in enumerate(mixers):
-            tokens, level = frame[:, :, f].reshape(-1), np.arange(mixer.levels)[:, None]
-            node = (1 << level) | (tokens >> (mixer.levels - level))  # (L, P)
-            bits = (tokens >> (mixer.levels - 1 - level)) & 1
-            mixer.begin(frame[:, :, :f], (lambda w=weights[f][:, 0]: w) if weights else None)  # type: ignore[misc]
+            node, bits = path_to(frame[:, :, f].reshape(-1), mixer.levels)
+            mixer.begin(frame[:, :, :f], partial(np.asarray, weights[f][:, 0]) if weights else None)
             one = mixer.predict(0, node)
             mixer.update(bits, frame[:, :, f])
             cost = (BIT_PRECISION - np.log2(np.where(bits, one, (1 << BIT_PRECISION) - one))).sum(0)  # (P,)
